@@ -1,0 +1,1 @@
+//! Files that several programs share: identities and profiles.

@@ -1,0 +1,3 @@
+//! Durability and consensus.
+
+pub mod env;
