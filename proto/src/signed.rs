@@ -63,11 +63,8 @@ fn message<D: Document>(cluster: ClusterId, payload: &[u8]) -> Vec<u8> {
 impl Signed {
     /// Encodes and signs a document.
     pub fn sign<D: Document>(cluster: ClusterId, document: &D, keys: &[&SigningKey]) -> Self {
-        let mut signed = Self {
-            r#type: D::TYPE.into(),
-            payload: document.encode_to_vec().into(),
-            signatures: Vec::new(),
-        };
+        let mut signed =
+            Self { r#type: D::TYPE.into(), payload: document.encode_to_vec().into(), signatures: Vec::new() };
         for key in keys {
             signed.add_signature::<D>(cluster, key);
         }
@@ -86,10 +83,7 @@ impl Signed {
     /// Decodes the payload without checking any signature: only to learn which key to check.
     pub fn decode_unverified<D: Document>(&self) -> Result<D, SignatureError> {
         if self.r#type != D::TYPE {
-            return Err(SignatureError::WrongType {
-                found: self.r#type.chars().take(40).collect(),
-                expected: D::TYPE,
-            });
+            return Err(SignatureError::WrongType { found: self.r#type.chars().take(40).collect(), expected: D::TYPE });
         }
         D::decode(self.payload.clone()).map_err(|_| SignatureError::Malformed(D::TYPE))
     }

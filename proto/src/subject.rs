@@ -94,9 +94,7 @@ fn is_word(token: &str) -> bool {
 }
 
 fn check(text: &str, what: &'static str, allowed: impl Fn(&str, bool) -> bool) -> Result<(), InvalidSubject> {
-    let invalid = |problem| {
-        Err(InvalidSubject { what, found: text.chars().take(80).collect(), problem })
-    };
+    let invalid = |problem| Err(InvalidSubject { what, found: text.chars().take(80).collect(), problem });
     if text.is_empty() {
         return invalid("empty; write tokens of A-Z a-z 0-9 _ - joined by dots");
     }
