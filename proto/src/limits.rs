@@ -34,6 +34,12 @@ pub const ROOM_MEMBERS_MAX: u32 = 10_000;
 pub const ROOMS_MAX: u64 = 1_000_000;
 /// Devices of a user's list.
 pub const DEVICES_MAX: usize = 100;
+/// Ended devices that a user's list names: it names every one that ever ended.
+pub const ENDED_DEVICES_MAX: usize = 4_096;
+/// Bytes of a signed roster event with its proof.
+pub const ROSTER_ENTRY_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a device list or of a bundle.
+pub const DEVICE_LIST_BYTES_MAX: usize = 256 << 10;
 /// Subscriptions of a node.
 pub const SUBSCRIPTIONS_MAX: usize = 10_000;
 /// Bytes queued for a subscriber before it goes back to reading from disk.
