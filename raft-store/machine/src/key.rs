@@ -207,6 +207,11 @@ pub fn range_of_kind(ordinal: u8) -> (Vec<u8>, Vec<u8>) {
     range_of(&[ordinal])
 }
 
+/// The keys of a user's live devices.
+pub fn range_of_devices(user: &str) -> (Vec<u8>, Vec<u8>) {
+    range_of(&[&[ordinal::DEVICE], user.as_bytes(), &[0]].concat())
+}
+
 /// The smallest key above `key`.
 pub fn after(key: &Key<'_>) -> Vec<u8> {
     let mut key = key.encode();

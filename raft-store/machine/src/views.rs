@@ -160,8 +160,7 @@ impl<R: Rows> Machine<R> {
 
     /// The bundles of all live devices of a user, by device id (shard of the user).
     pub fn device_bundles(&self, user: &Handle) -> Vec<v1::Signed> {
-        let prefix = [&[ordinal::DEVICE], user.as_str().as_bytes(), &[0]].concat();
-        let devices = scan::<_, DeviceRow>(&self.rows, key::range_of(&prefix), usize::MAX);
+        let devices = scan::<_, DeviceRow>(&self.rows, key::range_of_devices(user.as_str()), usize::MAX);
         devices.into_iter().filter_map(|(_, row)| row.bundle).collect()
     }
 

@@ -1,0 +1,287 @@
+//! Publishing: each message of a batch is answered, in this order of checks (ARCHITECTURE section 5):
+//! a number that was decided gets its first answer; then the sender must still have access; then the number
+//! must be the next one; then its size is checked; then it takes a sequence.
+//!
+//! A producer belongs to the device that opened it. Another device, of the same user or of another one, is
+//! never given its answers: without access it hears `ROOM_NOT_FOUND`, with access `ID_REUSED`. Refusals that
+//! `apply` decides for the next number of a producer (no access, bad size) use the number up and are given
+//! again. Refusals with no producer to remember them in (no such room, unknown producer, quota) have no
+//! effect at all.
+
+use unibus_proto::code::ErrorCode;
+use unibus_proto::id::{DeviceId, Handle, ProducerId, RoomId};
+use unibus_proto::limits::{
+    BATCH_MESSAGES_MAX, BODY_BYTES_MAX, HEADER_NAME_BYTES_MAX, HEADER_VALUE_BYTES_MAX, HEADERS_BYTES_MAX, HEADERS_MAX,
+};
+use unibus_proto::log::{GroupOutcome, PublishBatch, PublishGroup, PublishReply};
+use unibus_proto::row::{MemberRow, ProducerRow, RoomRow};
+use unibus_proto::v1::publish_outcome::Outcome;
+use unibus_proto::v1::{OutgoingMessage, PublishOutcome, Reject, RoomRole, Stored, StoredMessage, delivery};
+
+use crate::fields::{invalid, parse, reject, require, room_not_found};
+use crate::key::Key;
+use crate::mutants;
+use crate::producer::{self, Known, Producer};
+use crate::rows::{self, Rows};
+use crate::step::{Answer, Step};
+use crate::timeline::Appender;
+
+pub(crate) fn batch<R: Rows>(step: &mut Step<'_, R>, batch: PublishBatch) -> Result<Answer, Reject> {
+    let mut groups = vec![GroupOutcome::default(); batch.groups.len()];
+    for (at, group) in in_order(batch.groups) {
+        groups[at] = GroupOutcome { outcomes: publish(step, group) };
+    }
+    Ok(Answer::Publish(PublishReply { groups }))
+}
+
+/// The groups with their places, in the order in which they take sequences.
+fn in_order(groups: Vec<PublishGroup>) -> Vec<(usize, PublishGroup)> {
+    let mut groups: Vec<_> = groups.into_iter().enumerate().collect();
+    if mutants::is(mutants::HASH_ORDER_IN_APPLY) {
+        use std::hash::{BuildHasher, RandomState};
+        let state = RandomState::new();
+        groups.sort_by_key(|(at, _)| state.hash_one(at));
+    }
+    groups
+}
+
+fn publish<R: Rows>(step: &mut Step<'_, R>, group: PublishGroup) -> Vec<PublishOutcome> {
+    let (first_number, count) = (group.first_number, group.messages.len() as u32);
+    match Publishing::open(step, &group) {
+        Ok(publishing) => publishing.run(step, first_number, group.messages),
+        Err(reject) => vec![PublishOutcome { first_number, count, outcome: Some(Outcome::Reject(reject)) }],
+    }
+}
+
+/// The rows of one group, read once; written once at the end.
+struct Publishing {
+    ids: Ids,
+    room: RoomRow,
+    /// Why the sender may not publish.
+    denied: Option<Reject>,
+    producer: Producer,
+    /// Opened by this group.
+    is_new: bool,
+    appender: Appender,
+    outcomes: Vec<PublishOutcome>,
+}
+
+struct Ids {
+    room: RoomId,
+    user: Handle,
+    device: DeviceId,
+    producer: ProducerId,
+}
+
+impl Ids {
+    fn of(group: &PublishGroup) -> Result<Self, Reject> {
+        let count = group.messages.len();
+        require((1..=BATCH_MESSAGES_MAX).contains(&count), || {
+            invalid(format!("messages: found {count}, expected 1 to {BATCH_MESSAGES_MAX}"))
+        })?;
+        let in_range = group.first_number > 0 && group.first_number.checked_add(count as u64).is_some();
+        require(in_range, || invalid(format!("first number: found {}, expected 1 or more", group.first_number)))?;
+        Ok(Self {
+            room: RoomId::from_bytes(&group.room_id).map_err(invalid)?,
+            user: parse(&group.user)?,
+            device: DeviceId::from_bytes(&group.device_id).map_err(invalid)?,
+            producer: ProducerId::from_bytes(&group.producer_id).map_err(invalid)?,
+        })
+    }
+}
+
+impl Publishing {
+    fn open<R: Rows>(step: &Step<'_, R>, group: &PublishGroup) -> Result<Self, Reject> {
+        let ids = Ids::of(group)?;
+        let room: RoomRow = rows::get(step.rows, &Key::Room(ids.room)).ok_or_else(|| room_not_found(ids.room))?;
+        let denied = access(step.rows, &ids).err();
+        let found: Option<ProducerRow> = rows::get(step.rows, &Key::Producer(ids.room, ids.producer));
+        let is_new = found.is_none();
+        let row = match found {
+            Some(row) => owned(row, &ids, denied.as_ref())?,
+            None => open_new(step, &ids, group, denied.as_ref())?,
+        };
+        let (appender, outcomes) = (Appender::default(), Vec::new());
+        Ok(Self { ids, room, denied, producer: Producer::new(row), is_new, appender, outcomes })
+    }
+
+    fn run<R: Rows>(
+        mut self,
+        step: &mut Step<'_, R>,
+        first_number: u64,
+        messages: Vec<OutgoingMessage>,
+    ) -> Vec<PublishOutcome> {
+        for (number, message) in (first_number..).zip(messages) {
+            let outcome = self.decide(step.now(), number, message);
+            push(&mut self.outcomes, number, outcome);
+        }
+        self.finish(step)
+    }
+
+    fn decide(&mut self, now_ms: u64, number: u64, message: OutgoingMessage) -> Outcome {
+        let digest = producer::digest(&message);
+        if let Some(known) = self.producer.known(number, digest) {
+            return self.first_answer(number, known);
+        }
+        let next = self.producer.next();
+        if number != next {
+            return Outcome::Reject(self.denied.clone().unwrap_or_else(|| out_of_order(number, next)));
+        }
+        if let Some(reject) = self.denied.clone().or_else(|| bad_size(&message)) {
+            self.producer.refused(&reject.code, digest);
+            return Outcome::Reject(reject);
+        }
+        let entry = delivery::Entry::Message(StoredMessage {
+            user: self.ids.user.as_str().into(),
+            device_id: self.ids.device.to_bytes(),
+            producer_id: self.ids.producer.to_bytes(),
+            number,
+            headers: message.headers,
+            body: message.body,
+        });
+        let sequence = self.appender.push(&mut self.room, now_ms, entry);
+        self.producer.stored(sequence, digest);
+        Outcome::Stored(Stored { first_sequence: sequence.0 })
+    }
+
+    fn first_answer(&self, number: u64, known: Known) -> Outcome {
+        match known {
+            Known::Stored(sequence) => Outcome::Duplicate(Stored { first_sequence: sequence.0 }),
+            Known::Forgotten => Outcome::Duplicate(Stored { first_sequence: 0 }),
+            Known::Refused(code) => Outcome::Reject(refused(&code, &self.ids)),
+            Known::Reused => Outcome::Reject(reject(
+                ErrorCode::IdReused,
+                format!(
+                    "number {number} of producer {} was decided for another message; never give a number twice",
+                    self.ids.producer
+                ),
+            )),
+        }
+    }
+
+    fn finish<R: Rows>(self, step: &mut Step<'_, R>) -> Vec<PublishOutcome> {
+        let Self { ids, room, producer, is_new, appender, outcomes, .. } = self;
+        if producer.is_changed() {
+            let row = producer.into_row(step.now());
+            if is_new {
+                producer::opened(step, ids.room, ids.producer, &row);
+            }
+            rows::put(step.rows, &Key::Producer(ids.room, ids.producer), &row);
+        }
+        if !appender.is_empty() {
+            rows::put(step.rows, &Key::Room(ids.room), &room);
+            appender.finish(step, ids.room);
+        }
+        outcomes
+    }
+}
+
+/// Whether the sender may publish at this place in the log.
+fn access<R: Rows>(rows: &R, ids: &Ids) -> Result<(), Reject> {
+    let member = rows::get::<MemberRow>(rows, &Key::Member(ids.room, ids.user.as_str()));
+    match member.map(|member| member.role()) {
+        Some(RoomRole::Member | RoomRole::Admin) => Ok(()),
+        Some(RoomRole::Reader) => Err(readers_only_read(ids)),
+        Some(RoomRole::Unspecified) | None => Err(room_not_found(ids.room)),
+    }
+}
+
+/// The producer's row, when it belongs to the sender's device.
+fn owned(row: ProducerRow, ids: &Ids, denied: Option<&Reject>) -> Result<ProducerRow, Reject> {
+    if row.device_id == ids.device.0[..] && row.user == ids.user.as_str() {
+        return Ok(row);
+    }
+    Err(denied.cloned().unwrap_or_else(|| {
+        reject(
+            ErrorCode::IdReused,
+            format!("producer {} belongs to another device; open a producer of your own", ids.producer),
+        )
+    }))
+}
+
+/// The row of a producer that number 1 opens.
+fn open_new<R: Rows>(
+    step: &Step<'_, R>,
+    ids: &Ids,
+    group: &PublishGroup,
+    denied: Option<&Reject>,
+) -> Result<ProducerRow, Reject> {
+    let of = (ids.room, ids.user.as_str(), ids.producer);
+    producer::check_open(step, of, group.first_number, group.opened_ms)
+        .map_err(|reject| denied.cloned().unwrap_or(reject))?;
+    Ok(ProducerRow {
+        device_id: ids.device.to_bytes(),
+        user: ids.user.as_str().into(),
+        opened_ms: group.opened_ms,
+        ..ProducerRow::default()
+    })
+}
+
+/// The refusal with this code as it was given first: its text depends on nothing that may have changed.
+fn refused(code: &str, ids: &Ids) -> Reject {
+    match code.parse() {
+        Ok(ErrorCode::RoomNotFound) => room_not_found(ids.room),
+        Ok(ErrorCode::Forbidden) => readers_only_read(ids),
+        Ok(ErrorCode::Invalid) => too_big(),
+        _ => Reject { code: code.into(), message: "refused before".into(), ..Reject::default() },
+    }
+}
+
+fn readers_only_read(ids: &Ids) -> Reject {
+    let Ids { room, user, .. } = ids;
+    let message = format!("{user} is a reader of room {room} and may not publish; ask an admin of the room");
+    reject(ErrorCode::Forbidden, message)
+}
+
+fn out_of_order(number: u64, next: u64) -> Reject {
+    let message = format!("number {number} is not the next one; resend from number {next}");
+    Reject { expected: next, ..reject(ErrorCode::OutOfOrder, message) }
+}
+
+fn too_big() -> Reject {
+    invalid(format!(
+        "message: more than {BODY_BYTES_MAX} bytes of body, {HEADERS_MAX} headers, {HEADERS_BYTES_MAX} bytes of headers, \
+         {HEADER_NAME_BYTES_MAX} bytes of a name or {HEADER_VALUE_BYTES_MAX} of a value, or a header's name is empty or \
+         has control characters; make it smaller"
+    ))
+}
+
+fn bad_size(message: &OutgoingMessage) -> Option<Reject> {
+    let headers = &message.headers;
+    let bytes: usize = headers.iter().map(|header| header.name.len() + header.value.len()).sum();
+    let fits = message.body.len() <= BODY_BYTES_MAX
+        && headers.len() <= HEADERS_MAX
+        && bytes <= HEADERS_BYTES_MAX
+        && headers.iter().all(|header| {
+            (1..=HEADER_NAME_BYTES_MAX).contains(&header.name.len())
+                && header.value.len() <= HEADER_VALUE_BYTES_MAX
+                && !header.name.chars().any(char::is_control)
+        });
+    (!fits).then(too_big)
+}
+
+/// Adds the outcome of a message; equal ones of consecutive messages become one.
+fn push(outcomes: &mut Vec<PublishOutcome>, number: u64, outcome: Outcome) {
+    if let Some(last) = outcomes.last_mut() {
+        let follows = |first: &Stored, this: &Stored| match first.first_sequence {
+            0 => this.first_sequence == 0,
+            first => first + u64::from(last.count) == this.first_sequence,
+        };
+        let joins = match (&last.outcome, &outcome) {
+            (Some(Outcome::Stored(first)), Outcome::Stored(this)) => follows(first, this),
+            (Some(Outcome::Duplicate(first)), Outcome::Duplicate(this)) => follows(first, this),
+            (Some(Outcome::Reject(first)), Outcome::Reject(this)) => is_same_reject(first, this),
+            _ => false,
+        };
+        if joins {
+            last.count += 1;
+            return;
+        }
+    }
+    outcomes.push(PublishOutcome { first_number: number, count: 1, outcome: Some(outcome) });
+}
+
+/// The text may name the number of the first message only.
+fn is_same_reject(first: &Reject, this: &Reject) -> bool {
+    first.code == this.code && first.expected == this.expected
+}
