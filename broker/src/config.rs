@@ -1,0 +1,436 @@
+//! Configuration: `node.toml`, then `UNIBUS_NODE_*` of the environment, then flags; the last one rules.
+//! A key that nobody knows is an error that names the nearest one.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use unibus_proto::id::{ClusterId, NodeId};
+use unibus_proto::limits::SHARDS_MAX;
+
+use crate::plan::{Plan, PlanNode};
+use crate::tls;
+
+/// Prefix of the environment variables that override the file.
+pub const ENV_PREFIX: &str = "UNIBUS_NODE_";
+/// Keys of `node.toml`; `[]` marks a list of tables.
+pub const NODE_KEYS: &[&str] = &[
+    "node_id",
+    "name",
+    "data_dir",
+    "log",
+    "log_format",
+    "listen.peer",
+    "listen.client",
+    "listen.admin",
+    "tls.peer_cert",
+    "tls.peer_key",
+    "tls.peer_ca",
+    "tls.client_cert",
+    "tls.client_key",
+    "tls.client_ca",
+    "tls.sign_key",
+    "timing.heartbeat_ms",
+    "timing.election_min_ms",
+    "timing.election_max_ms",
+    "quic.initial_mtu",
+    "cluster.id",
+    "cluster.shards",
+    "cluster.node[].id",
+    "cluster.node[].name",
+    "cluster.node[].peer",
+    "cluster.node[].client",
+    "cluster.node[].sign_key",
+];
+/// Keys of `cluster.toml`.
+pub const CLUSTER_KEYS: &[&str] = &[
+    "shards",
+    "node[].name",
+    "node[].host",
+    "node[].peer_port",
+    "node[].client_port",
+    "node[].admin_port",
+    "node[].data_dir",
+];
+/// Keys that the environment and flags may set: what differs between hosts, never what must agree.
+const OVERRIDABLE: &[&str] = &[
+    "data_dir",
+    "log",
+    "log_format",
+    "listen.peer",
+    "listen.client",
+    "listen.admin",
+    "timing.heartbeat_ms",
+    "timing.election_min_ms",
+    "timing.election_max_ms",
+    "quic.initial_mtu",
+];
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read {}: {cause}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// It is no TOML, or a value has the wrong type.
+    #[error("{}: {cause}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        cause: String,
+    },
+    /// A key or variable that nobody knows.
+    #[error("{place}: unknown key {key:?}{suggestion}")]
+    UnknownKey {
+        /// File, or "environment".
+        place: String,
+        /// The key.
+        key: String,
+        /// "; did you mean ...?" or nothing.
+        suggestion: String,
+    },
+    /// A value that cannot be.
+    #[error("{key}: found {found}, expected {expected}")]
+    Value {
+        /// The key.
+        key: String,
+        /// What it says.
+        found: String,
+        /// What it may say.
+        expected: String,
+    },
+}
+
+/// `node.toml`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeFile {
+    /// This node.
+    pub node_id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its data; relative to the file.
+    pub data_dir: PathBuf,
+    /// Log filter, e.g. "info" or "unibus_broker=debug".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// "text" or "json".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<String>,
+    /// Where it listens.
+    pub listen: Listen,
+    /// Its keys and certificates.
+    #[serde(default)]
+    pub tls: TlsFiles,
+    /// Raft's timing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timing: Option<TimingSection>,
+    /// The peer network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quic: Option<QuicSection>,
+    /// What all nodes agree on.
+    pub cluster: ClusterSection,
+}
+
+/// Listening addresses.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// QUIC (UDP).
+    pub peer: String,
+    /// gRPC (TCP).
+    pub client: String,
+    /// Health and metrics (TCP, loopback only).
+    pub admin: String,
+}
+
+/// Key and certificate files; relative to `node.toml`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)]
+pub struct TlsFiles {
+    pub peer_cert: PathBuf,
+    pub peer_key: PathBuf,
+    pub peer_ca: PathBuf,
+    pub client_cert: PathBuf,
+    pub client_key: PathBuf,
+    pub client_ca: PathBuf,
+    pub sign_key: PathBuf,
+}
+
+impl Default for TlsFiles {
+    fn default() -> Self {
+        Self {
+            peer_cert: "peer.crt".into(),
+            peer_key: "peer.key".into(),
+            peer_ca: "peer-ca.crt".into(),
+            client_cert: "client.crt".into(),
+            client_key: "client.key".into(),
+            client_ca: "client-ca.crt".into(),
+            sign_key: "sign.key".into(),
+        }
+    }
+}
+
+/// Raft's timing.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct TimingSection {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub election_min_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub election_max_ms: Option<u64>,
+}
+
+/// The peer network.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuicSection {
+    /// Bytes of the first datagrams, 1200 to 65000; set it only where the path is known to carry them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial_mtu: Option<u16>,
+}
+
+/// What all nodes agree on: written by `unibus-node plan`, the same in each folder.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSection {
+    /// The cluster's id.
+    pub id: String,
+    /// Shard groups.
+    pub shards: u32,
+    /// The nodes.
+    pub node: Vec<NodeSection>,
+}
+
+/// A node of the plan.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct NodeSection {
+    pub id: u64,
+    pub name: String,
+    pub peer: String,
+    pub client: String,
+    pub sign_key: String,
+}
+
+impl From<&PlanNode> for NodeSection {
+    fn from(node: &PlanNode) -> Self {
+        Self {
+            id: node.id.0,
+            name: node.name.clone(),
+            peer: node.peer_address.clone(),
+            client: node.client_address.clone(),
+            sign_key: hex::encode(node.sign_key),
+        }
+    }
+}
+
+/// A value that a flag or a variable puts over the file: key and text.
+pub type Override = (String, String);
+
+/// Reads `node.toml` with what stands over it.
+pub fn load(path: &Path, overrides: &[Override]) -> Result<NodeFile, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.into(), cause })?;
+    parse(&text, path, NODE_KEYS, overrides)
+}
+
+/// The overrides of the environment. `UNIBUS_NODE_CONFIG` belongs to the command line.
+pub fn env_overrides(vars: impl Iterator<Item = (String, String)>) -> Result<Vec<Override>, ConfigError> {
+    let name = |key: &str| format!("{ENV_PREFIX}{}", key.replace('.', "_").to_uppercase());
+    let known: Vec<String> = OVERRIDABLE.iter().map(|key| name(key)).collect();
+    let mut overrides = Vec::new();
+    for (variable, value) in vars.filter(|(variable, _)| variable.starts_with(ENV_PREFIX)) {
+        match OVERRIDABLE.iter().find(|key| name(key) == variable) {
+            Some(key) => overrides.push(((*key).into(), value)),
+            None if variable == "UNIBUS_NODE_CONFIG" => {}
+            None => {
+                let suggestion = suggest(&variable, known.iter().map(String::as_str));
+                return Err(ConfigError::UnknownKey { place: "environment".into(), key: variable, suggestion });
+            }
+        }
+    }
+    Ok(overrides)
+}
+
+/// Parses TOML whose keys must all be in `known`.
+pub fn parse<T: DeserializeOwned>(
+    text: &str,
+    path: &Path,
+    known: &[&str],
+    overrides: &[Override],
+) -> Result<T, ConfigError> {
+    let wrong = |cause: String| ConfigError::Parse { path: path.into(), cause };
+    let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| wrong(error.to_string()))?;
+    check_keys(&table, "", known, path)?;
+    for (key, value) in overrides {
+        set(&mut table, key, value);
+    }
+    table.try_into().map_err(|error: toml::de::Error| wrong(error.to_string()))
+}
+
+fn check_keys(table: &toml::Table, prefix: &str, known: &[&str], path: &Path) -> Result<(), ConfigError> {
+    for (key, value) in table {
+        let full = format!("{prefix}{key}");
+        let below = |separator: &str| known.iter().any(|known| known.starts_with(&format!("{full}{separator}")));
+        match value {
+            _ if known.contains(&full.as_str()) => {}
+            toml::Value::Table(table) if below(".") => check_keys(table, &format!("{full}."), known, path)?,
+            toml::Value::Array(items) if below("[].") => {
+                for table in items.iter().filter_map(toml::Value::as_table) {
+                    check_keys(table, &format!("{full}[]."), known, path)?;
+                }
+            }
+            // A section that is there but has another shape: serde says what it should be.
+            _ if below(".") || below("[].") => {}
+            _ => {
+                let suggestion = suggest(&full, known.iter().copied());
+                return Err(ConfigError::UnknownKey { place: path.display().to_string(), key: full, suggestion });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set(table: &mut toml::Table, key: &str, text: &str) {
+    let value = text.parse::<i64>().map_or_else(|_| toml::Value::String(text.into()), toml::Value::Integer);
+    match key.split_once('.') {
+        None => drop(table.insert(key.into(), value)),
+        Some((section, key)) => {
+            let section = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if let Some(section) = section.as_table_mut() {
+                section.insert(key.into(), value);
+            }
+        }
+    }
+}
+
+fn suggest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let nearest = known.map(|known| (distance(key, known), known)).min();
+    match nearest {
+        Some((distance, known)) if distance <= key.len() / 3 + 1 => format!("; did you mean {known:?}?"),
+        _ => String::new(),
+    }
+}
+
+/// Levenshtein's.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// `host:port`, with brackets around an IPv6 address.
+pub fn join_address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+impl NodeFile {
+    /// As TOML, with a first line that says what it is.
+    pub fn to_toml(&self) -> String {
+        let body = toml::to_string(self).expect("plain tables of strings and numbers");
+        format!("# unibus node {} ({}). Written by `unibus-node plan`.\n{body}", self.node_id, self.name)
+    }
+
+    /// The plan in it.
+    pub fn plan(&self) -> Result<Plan, ConfigError> {
+        let value = |key: &str, found: String, expected: &str| ConfigError::Value {
+            key: key.into(),
+            found,
+            expected: expected.into(),
+        };
+        let cluster: ClusterId = self
+            .cluster
+            .id
+            .parse()
+            .map_err(|_| value("cluster.id", format!("{:?}", self.cluster.id), "32 hexadecimal digits"))?;
+        let mut nodes = Vec::new();
+        for node in &self.cluster.node {
+            let mut sign_key = [0; 32];
+            hex::decode_to_slice(&node.sign_key, &mut sign_key)
+                .map_err(|_| value("cluster.node.sign_key", format!("{:?}", node.sign_key), "64 hexadecimal digits"))?;
+            nodes.push(PlanNode {
+                id: NodeId(node.id),
+                name: node.name.clone(),
+                peer_address: node.peer.clone(),
+                client_address: node.client.clone(),
+                sign_key,
+            });
+        }
+        nodes.sort_by_key(|node| node.id);
+        if nodes.first().is_none_or(|node| node.id.0 == 0) || nodes.windows(2).any(|pair| pair[0].id == pair[1].id) {
+            return Err(value("cluster.node.id", "0, none or one twice".into(), "a number above 0 for each node"));
+        }
+        if !(1..=SHARDS_MAX).contains(&self.cluster.shards) {
+            return Err(value("cluster.shards", self.cluster.shards.to_string(), &format!("1 to {SHARDS_MAX}")));
+        }
+        if !nodes.iter().any(|node| node.id.0 == self.node_id) {
+            return Err(value("node_id", self.node_id.to_string(), "a node of [[cluster.node]]"));
+        }
+        Ok(Plan { cluster, shards: self.cluster.shards, nodes })
+    }
+
+    /// A listening address.
+    pub fn listen_address(&self, key: &str) -> Result<SocketAddr, ConfigError> {
+        let text = match key {
+            "listen.peer" => &self.listen.peer,
+            "listen.client" => &self.listen.client,
+            _ => &self.listen.admin,
+        };
+        text.parse().map_err(|_| ConfigError::Value {
+            key: key.into(),
+            found: format!("{text:?}"),
+            expected: "address:port, e.g. 0.0.0.0:7401".into(),
+        })
+    }
+
+    /// Raft's timing, checked.
+    pub fn timing(&self) -> Result<Option<[Duration; 3]>, ConfigError> {
+        let Some(timing) = &self.timing else { return Ok(None) };
+        let heartbeat = timing.heartbeat_ms.unwrap_or(100);
+        let min = timing.election_min_ms.unwrap_or(3 * heartbeat);
+        let max = timing.election_max_ms.unwrap_or(2 * min);
+        if heartbeat == 0 || min < 2 * heartbeat || max <= min {
+            return Err(ConfigError::Value {
+                key: "timing".into(),
+                found: format!("heartbeat {heartbeat} ms, election {min} to {max} ms"),
+                expected: "election_min_ms at least twice heartbeat_ms, and election_max_ms above it".into(),
+            });
+        }
+        Ok(Some([heartbeat, min, max].map(Duration::from_millis)))
+    }
+}
+
+/// Reads a node's signing key.
+pub fn read_sign_key(path: &Path) -> Result<SigningKey, tls::TlsError> {
+    let text = tls::read_private(path)?;
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    hex::decode_to_slice(text.trim_ascii_end(), &mut *seed).map_err(|_| tls::TlsError::Pem {
+        path: path.into(),
+        expected: "64 hexadecimal digits, not a certificate or key",
+        cause: "they are not there".into(),
+    })?;
+    Ok(SigningKey::from_bytes(&seed))
+}

@@ -1,0 +1,280 @@
+//! Files on a few I/O threads of their own, so that an fsync never holds up the runtime.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+
+use bytes::{Bytes, BytesMut};
+use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::io::Errno;
+use tokio::sync::oneshot;
+use unibus_raft_store::env::{Disk, DiskFile, OpenMode};
+
+/// An fsync of the log, one of a segment, and reads beside them: none waits for the others.
+const THREADS: usize = 4;
+/// Parts of one `pwritev`; the kernel takes no more (IOV_MAX).
+const PARTS_MAX: usize = 1024;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The node's files.
+#[derive(Clone)]
+pub struct FileDisk {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl FileDisk {
+    /// Starts the I/O threads; they end with the last clone of the disk and its files.
+    pub fn start() -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        for number in 0..THREADS {
+            let queue = queue.clone();
+            thread::Builder::new().name(format!("unibus-io-{number}")).spawn(move || serve(&queue))?;
+        }
+        Ok(Self { jobs })
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let (done, result) = oneshot::channel();
+        let gone = || io::Error::other("the I/O threads have ended");
+        // The caller may have stopped waiting; the work is done all the same.
+        self.jobs.send(Box::new(move || drop(done.send(work())))).map_err(|_| gone())?;
+        result.await.map_err(|_| gone())?
+    }
+
+    async fn at<T: Send + 'static>(
+        &self,
+        path: &Path,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let path = path.to_owned();
+        self.run(move || work(&path)).await
+    }
+}
+
+fn serve(queue: &Mutex<mpsc::Receiver<Job>>) {
+    loop {
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match job {
+            Ok(job) => job(),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Held while a directory is in use by this process.
+#[derive(Debug)]
+pub struct FileLock {
+    _file: File,
+}
+
+impl Disk for FileDisk {
+    type File = OpenedFile;
+    type Lock = FileLock;
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<OpenedFile> {
+        let file = self.at(path, move |path| options(mode).open(path)).await?;
+        Ok(OpenedFile { file: Arc::new(file), disk: self.clone() })
+    }
+
+    async fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.at(path, |path| DirBuilder::new().recursive(true).mode(0o700).create(path)).await
+    }
+
+    async fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.at(path, |path| {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(path)? {
+                names.push(entry?.file_name().to_string_lossy().into_owned());
+            }
+            names.sort_unstable();
+            Ok(names)
+        })
+        .await
+    }
+
+    async fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.at(path, Path::try_exists).await
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let to = to.to_owned();
+        self.at(from, move |from| fs::rename(from, to)).await
+    }
+
+    async fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.at(path, |path| fs::remove_file(path)).await
+    }
+
+    async fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.at(path, |path| match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        })
+        .await
+    }
+
+    async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.at(path, |path| File::open(path)?.sync_all()).await
+    }
+
+    async fn lock(&self, path: &Path) -> io::Result<FileLock> {
+        self.at(path, |path| {
+            let file = options(OpenMode::Create).open(path)?;
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(FileLock { _file: file })
+        })
+        .await
+    }
+
+    async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.at(path, |path| {
+            let stat = rustix::fs::statvfs(path)?;
+            Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        })
+        .await
+    }
+}
+
+fn options(mode: OpenMode) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(mode != OpenMode::Read).mode(0o600);
+    match mode {
+        OpenMode::Read | OpenMode::Write => {}
+        OpenMode::CreateNew => drop(options.create_new(true)),
+        OpenMode::Create => drop(options.create(true)),
+        OpenMode::Truncate => drop(options.create(true).truncate(true)),
+    }
+    options
+}
+
+/// An open file.
+#[derive(Clone)]
+pub struct OpenedFile {
+    file: Arc<File>,
+    disk: FileDisk,
+}
+
+impl OpenedFile {
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let file = self.file.clone();
+        self.disk.run(move || work(&file)).await
+    }
+}
+
+impl DiskFile for OpenedFile {
+    async fn write_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
+        self.run(move |file| write_all(file, offset, &parts)).await
+    }
+
+    async fn write_at_sync(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
+        self.run(move |file| {
+            write_all(file, offset, &parts)?;
+            Ok(rustix::fs::fdatasync(file)?)
+        })
+        .await
+    }
+
+    async fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        self.run(move |file| {
+            let mut buffer = BytesMut::zeroed(len);
+            file.read_exact_at(&mut buffer, offset)?;
+            Ok(buffer.freeze())
+        })
+        .await
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        self.run(|file| Ok(file.metadata()?.len())).await
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.run(move |file| file.set_len(len)).await
+    }
+
+    async fn allocate(&self, len: u64) -> io::Result<()> {
+        self.run(move |file| match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
+            // Not every file system reserves; the length still has to be right.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if file.metadata()?.len() < len => file.set_len(len),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            result => Ok(result?),
+        })
+        .await
+    }
+
+    async fn sync_data(&self) -> io::Result<()> {
+        self.run(|file| Ok(rustix::fs::fdatasync(file)?)).await
+    }
+}
+
+fn write_all(file: &File, mut offset: u64, parts: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut rest = &mut slices[..];
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        let count = rest.len().min(PARTS_MAX);
+        match rustix::io::pwritev(file, &rest[..count], offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn many_parts_are_written_in_order() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = FileDisk::start().expect("threads");
+        let file = disk.open(&dir.path().join("f"), OpenMode::CreateNew).await.expect("created");
+        let parts: Vec<Bytes> = (0..3_000u32).map(|n| Bytes::copy_from_slice(&n.to_be_bytes())).collect();
+        file.write_at_sync(5, parts.clone()).await.expect("written");
+        assert_eq!(file.read_at(5, 12_000).await.expect("read"), parts.concat());
+        assert_eq!(file.len().await.expect("length"), 12_005);
+        let short = file.read_at(12_000, 6).await.expect_err("past the end");
+        assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
+        file.allocate(20_000).await.expect("reserved");
+        assert_eq!(file.len().await.expect("length"), 20_000);
+    }
+
+    #[tokio::test]
+    async fn a_lock_is_held_once_until_it_is_dropped() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = FileDisk::start().expect("threads");
+        let path = dir.path().join("lock");
+        let lock = disk.lock(&path).await.expect("free");
+        assert_eq!(disk.lock(&path).await.expect_err("held").kind(), io::ErrorKind::WouldBlock);
+        drop(lock);
+        disk.lock(&path).await.expect("free again");
+    }
+
+    #[tokio::test]
+    async fn modes_keep_their_word() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = FileDisk::start().expect("threads");
+        let path = dir.path().join("a/b/file");
+        disk.create_dir_all(&dir.path().join("a/b")).await.expect("created");
+        assert!(disk.open(&path, OpenMode::Write).await.is_err());
+        disk.open(&path, OpenMode::CreateNew).await.expect("created");
+        assert!(disk.open(&path, OpenMode::CreateNew).await.is_err());
+        assert_eq!(disk.list(&dir.path().join("a/b")).await.expect("listed"), ["file"]);
+        disk.remove_dir_all(&dir.path().join("a")).await.expect("removed");
+        disk.remove_dir_all(&dir.path().join("a")).await.expect("nothing to remove");
+        assert!(!disk.exists(&path).await.expect("asked"));
+    }
+}

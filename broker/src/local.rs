@@ -1,0 +1,111 @@
+//! The local socket: the same API for who may already do everything on this host, namely the node's
+//! user and root. It adds the first admin, because there is nobody yet to ask, and is the break-glass
+//! later.
+#![allow(clippy::disallowed_methods)] // Production only: sockets and tokio's tasks.
+
+use std::fs;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::{Connected, Router};
+
+use crate::server::Origin;
+
+/// The socket's name in the data directory.
+pub const SOCKET_NAME: &str = "admin.sock";
+/// Connections that were accepted and are not served yet.
+const ACCEPTED_MAX: usize = 16;
+
+/// An open local socket; the file goes with it.
+pub struct LocalSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        // Left behind, it is replaced at the next start.
+        drop(fs::remove_file(&self.path));
+    }
+}
+
+impl LocalSocket {
+    /// Opens it in a data directory that this process has locked: a socket that is there is a left-over.
+    pub fn bind(data_dir: &Path) -> io::Result<Self> {
+        let path = data_dir.join(SOCKET_NAME);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener, path })
+    }
+
+    /// Serves until `stop` resolves.
+    pub async fn serve(
+        self,
+        router: Router,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), tonic::transport::Error> {
+        let (sender, incoming) = mpsc::channel(ACCEPTED_MAX);
+        let accept = tokio::spawn(async move {
+            while let Ok((stream, _)) = self.listener.accept().await {
+                match trusted_uid(&stream) {
+                    Ok(uid) => drop(sender.send(Ok::<_, io::Error>(LocalStream { stream, uid })).await),
+                    Err(why) => tracing::warn!(%why, "local caller refused"),
+                }
+            }
+        });
+        let served = router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop).await;
+        accept.abort();
+        served
+    }
+}
+
+fn trusted_uid(stream: &UnixStream) -> Result<u32, String> {
+    let uid = stream.peer_cred().map_err(|error| format!("peer credentials: {error}"))?.uid();
+    let own = rustix::process::geteuid().as_raw();
+    if uid == own || uid == 0 { Ok(uid) } else { Err(format!("uid {uid}, expected {own} or root")) }
+}
+
+struct LocalStream {
+    stream: UnixStream,
+    uid: u32,
+}
+
+impl Connected for LocalStream {
+    type ConnectInfo = Origin;
+
+    fn connect_info(&self) -> Origin {
+        Origin::Local { uid: self.uid }
+    }
+}
+
+impl AsyncRead for LocalStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for LocalStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

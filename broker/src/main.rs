@@ -1,0 +1,3 @@
+//! `unibus-node`.
+
+fn main() {}
