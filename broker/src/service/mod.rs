@@ -7,6 +7,162 @@
 //! - `service.hand_over().await`, then `service.stop()` at shutdown;
 //! - `api::routes(service)` is the gRPC surface.
 
+mod access;
+pub mod auth;
+mod challenges;
+mod check;
+mod cluster;
+mod devices;
+mod failure;
+mod messages;
 mod parts;
+mod problems;
+mod rooms;
+mod saga;
+mod sign_in;
+mod subscribe;
+mod users;
 
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Semaphore;
+use unibus_proto::code::ErrorCode;
+use unibus_proto::id::NodeId;
+use unibus_proto::peer::{Exchange, NodeError, node_request::Request, node_response::Response};
+use unibus_raft_store::env::{Clock, Duplex, Env, InstantOf, now, spawn};
+
+use crate::fanout::{self, Registry};
+use crate::peer::exchange::Peers;
+use crate::peer::link::{self, Answer};
+use crate::shard::Shards;
+pub use auth::Caller;
+use auth::Tokens;
+use challenges::Challenges;
+pub use failure::{Failure, Outcome};
 pub use parts::{NoVitals, ServiceParts, Vitals};
+pub use subscribe::Subscription;
+
+/// The API of a node. Clones share everything.
+pub struct Service<E: Env> {
+    inner: Arc<Inner<E>>,
+}
+
+impl<E: Env> Clone for Service<E> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+struct Inner<E: Env> {
+    parts: ServiceParts<E>,
+    shards: Shards<E>,
+    registry: Arc<Registry>,
+    challenges: Mutex<Challenges<E>>,
+    tokens: Mutex<Tokens>,
+    started: InstantOf<E>,
+    /// Closed when the node stops: whoever waits on it is woken.
+    running: Semaphore,
+}
+
+impl<E: Env> Service<E> {
+    /// Starts the service of a node: links to the peers, fan-out, batches, ticks, reconciler.
+    pub fn new(parts: ServiceParts<E>) -> Self {
+        let nodes = parts.nodes.iter().map(|node| NodeId(node.node_id));
+        let peers = Peers::connect(&parts.env, parts.identity, nodes);
+        let shards = Shards::start(parts.env.clone(), parts.identity.node, parts.store.groups().collect(), peers.clone());
+        let registry = Arc::new(Registry::default());
+        fanout::start(&shards, &registry);
+        let service = Self {
+            inner: Arc::new(Inner {
+                parts,
+                shards,
+                registry,
+                challenges: Mutex::default(),
+                tokens: Mutex::default(),
+                started: now::<E>(),
+                running: Semaphore::new(0),
+            }),
+        };
+        let status = service.clone();
+        peers.exchange_with_all(move || status.local_status());
+        spawn::<E>(service.clone().reconcile());
+        service
+    }
+
+    /// Serves a `node` stream that a peer opened, until it ends.
+    pub async fn serve_link(&self, peer: NodeId, duplex: Duplex<E::Net>) {
+        link::serve::<E>(peer, duplex, self.clone()).await;
+    }
+
+    /// This node's groups.
+    pub fn shards(&self) -> &Shards<E> {
+        &self.inner.shards
+    }
+
+    /// Open subscriptions.
+    pub fn subscriptions(&self) -> usize {
+        self.inner.registry.count()
+    }
+
+    /// Peers that were heard from within the last two seconds.
+    pub fn peers_reachable(&self) -> usize {
+        self.shards().peers().reachable()
+    }
+
+    /// Hands the leadership of each group that this node leads to the best other node; says what could
+    /// not be handed over.
+    pub async fn hand_over(&self) -> Vec<Failure> {
+        let shards = self.shards();
+        let led = shards.ids().filter(|&group| shards.group(group).is_ok_and(|it| it.leader() == Some(shards.node())));
+        let transfers = led.filter_map(|group| Some(shards.transfer(group, shards.best_successor(group)?)));
+        futures::future::join_all(transfers).await.into_iter().filter_map(Result::err).collect()
+    }
+
+    /// Refuses new requests with `Draining` and ends all subscriptions, which the clients resume elsewhere.
+    pub fn stop(&self) {
+        self.inner.running.close();
+    }
+
+    /// Resolves when the node stops.
+    pub fn stopped(&self) -> impl Future<Output = ()> + Send + '_ {
+        async { drop(self.inner.running.acquire().await) }
+    }
+
+    /// Refuses when the node is stopping.
+    pub fn check_running(&self) -> Outcome<()> {
+        if self.inner.running.is_closed() { Err(self.draining()) } else { Ok(()) }
+    }
+
+    fn draining(&self) -> Failure {
+        let node = self.node();
+        Failure::new(ErrorCode::Draining, format!("node {node} is shutting down; use another node"))
+    }
+
+    fn node(&self) -> NodeId {
+        self.inner.parts.identity.node
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.inner.parts.env.clock().now_ms()
+    }
+}
+
+impl<E: Env> Answer for Service<E> {
+    async fn answer(&self, peer: NodeId, request: Request) -> Response {
+        match request {
+            Request::Propose(propose) => self.shards().serve_propose(propose).await,
+            Request::ReadIndex(read) => self.shards().serve_read_index(read).await,
+            Request::Exchange(said) => {
+                self.shards().peers().heard_from(peer, said);
+                Response::Exchange(Exchange { now_ms: self.now_ms(), status: Some(self.local_status()) })
+            }
+            #[allow(unreachable_patterns, reason = "requests of later versions")]
+            _ => Response::Error(NodeError {
+                code: ErrorCode::VersionSkew.as_str().into(),
+                message: "unknown request; upgrade this node".into(),
+                leader: 0,
+            }),
+        }
+    }
+}

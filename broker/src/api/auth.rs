@@ -1,0 +1,25 @@
+//! `AuthService`.
+
+use tonic::{Request, Response, Status, async_trait};
+use unibus_proto::v1::auth_service_server::AuthService;
+use unibus_proto::v1::{
+    ChallengeRequest, ChallengeResponse, SignInRequest, SignInResponse, WhoAmIRequest, WhoAmIResponse,
+};
+use unibus_raft_store::env::Env;
+
+use super::{Api, answer};
+
+#[async_trait]
+impl<E: Env> AuthService for Api<E> {
+    async fn challenge(&self, _: Request<ChallengeRequest>) -> Result<Response<ChallengeResponse>, Status> {
+        answer(self.service.challenge())
+    }
+
+    async fn sign_in(&self, request: Request<SignInRequest>) -> Result<Response<SignInResponse>, Status> {
+        answer(self.service.sign_in(request.into_inner()).await)
+    }
+
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        answer(self.service.who_am_i(&self.caller(&request).await?))
+    }
+}

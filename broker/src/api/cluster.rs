@@ -1,0 +1,37 @@
+//! `ClusterService`.
+
+use tonic::{Request, Response, Status, async_trait};
+use unibus_proto::v1::cluster_service_server::ClusterService;
+use unibus_proto::v1::{
+    GetStatusRequest, GetStatusResponse, GetTopologyRequest, GetTopologyResponse, SnapshotRequest, SnapshotResponse,
+    TransferLeaderRequest, TransferLeaderResponse,
+};
+use unibus_raft_store::env::Env;
+
+use super::{Api, answer};
+
+#[async_trait]
+impl<E: Env> ClusterService for Api<E> {
+    async fn get_topology(&self, request: Request<GetTopologyRequest>) -> Result<Response<GetTopologyResponse>, Status> {
+        self.caller(&request).await?;
+        Ok(Response::new(self.service.topology()))
+    }
+
+    async fn get_status(&self, request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        self.caller(&request).await?;
+        Ok(Response::new(self.service.status()))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        answer(self.service.transfer_leader(&caller, request.into_inner()).await)
+    }
+
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        answer(self.service.snapshot(&caller).await)
+    }
+}

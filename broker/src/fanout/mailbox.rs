@@ -1,0 +1,218 @@
+//! The bounded queue of one subscription.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+use unibus_machine::{Event, StoredDelivery};
+use unibus_proto::id::RoomId;
+use unibus_proto::limits::SUBSCRIBER_QUEUE_BYTES_MAX;
+use unibus_raft_store::AppliedEntry;
+
+/// Notices about members and access that may wait: beyond it the subscription is closed, resumable.
+const NOTICES_MAX: usize = 10_000;
+/// What a queued item costs beside the bytes that it holds on to.
+const ITEM_BYTES: usize = 64;
+
+/// Something for a subscription, in log order within a group.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// New entries of a room.
+    Entries {
+        /// The room.
+        room: RoomId,
+        /// The applied entry that holds them, shared by all subscribers.
+        entry: Arc<AppliedEntry>,
+        /// Which of its events.
+        at: usize,
+    },
+    /// From here on the subscriber is, or is no longer, a member of the room.
+    Member {
+        /// The room.
+        room: RoomId,
+        /// Whether he is one.
+        is_member: bool,
+    },
+    /// The subscriber's user or devices changed: check the sign-in again.
+    Access,
+    /// A snapshot took the place of entries: anything may have changed, look at everything again.
+    Reset,
+}
+
+impl Item {
+    /// The entries of the `at`-th event of `entry`, which must be `Appended`.
+    pub fn entries(entry: Arc<AppliedEntry>, at: usize) -> Self {
+        match &entry.events[at] {
+            Event::Appended { room, .. } => Self::Entries { room: *room, entry, at },
+            other => unreachable!("only appended entries are delivered, not {other:?}"),
+        }
+    }
+
+    /// The entries that it carries.
+    pub fn deliveries(&self) -> &[StoredDelivery] {
+        match self {
+            Self::Entries { entry, at, .. } => match &entry.events[*at] {
+                Event::Appended { deliveries, .. } => deliveries,
+                _ => &[],
+            },
+            _ => &[],
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        ITEM_BYTES + self.deliveries().iter().map(|delivery| delivery.bytes.len()).sum::<usize>()
+    }
+}
+
+/// The queue of one subscription: filled by the fan-out, emptied by the subscriber's stream.
+pub struct Mailbox {
+    state: Mutex<State>,
+    wake: mpsc::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Item>,
+    bytes: usize,
+    notices: usize,
+    /// Rooms whose entries are wanted here; of the others the subscriber reads the segments.
+    live: BTreeSet<RoomId>,
+    /// Rooms of which entries were dropped.
+    dropped: BTreeSet<RoomId>,
+    overrun: bool,
+}
+
+impl Mailbox {
+    /// An empty mailbox, and what wakes its owner after something was put in.
+    pub fn new() -> (Arc<Self>, mpsc::Receiver<()>) {
+        let (wake, woken) = mpsc::channel(1);
+        (Arc::new(Self { state: Mutex::default(), wake }), woken)
+    }
+
+    /// Puts an item in. Entries of rooms that are not live are ignored; when the bound is reached, all
+    /// queued entries are dropped and their rooms are no longer live.
+    pub fn push(&self, item: Item) {
+        let mut state = self.state();
+        match &item {
+            Item::Entries { room, .. } if !state.live.contains(room) => return,
+            Item::Entries { room, .. } if state.bytes + item.bytes() > SUBSCRIBER_QUEUE_BYTES_MAX => {
+                state.drop_entries(*room);
+            }
+            Item::Entries { .. } => {
+                state.bytes += item.bytes();
+                state.queue.push_back(item);
+            }
+            Item::Member { .. } | Item::Access | Item::Reset if state.notices >= NOTICES_MAX => state.overrun = true,
+            Item::Member { .. } | Item::Access | Item::Reset => {
+                state.notices += 1;
+                state.queue.push_back(item);
+            }
+        }
+        drop(state);
+        drop(self.wake.try_send(()));
+    }
+
+    /// The next item.
+    pub fn pop(&self) -> Option<Item> {
+        let mut state = self.state();
+        let item = state.queue.pop_front()?;
+        match &item {
+            Item::Entries { .. } => state.bytes -= item.bytes(),
+            Item::Member { .. } | Item::Access | Item::Reset => state.notices -= 1,
+        }
+        Some(item)
+    }
+
+    /// From now on entries of the room are put in.
+    pub fn set_live(&self, room: RoomId) {
+        self.state().live.insert(room);
+    }
+
+    /// From now on entries of the room are ignored.
+    pub fn set_not_live(&self, room: RoomId) {
+        self.state().live.remove(&room);
+    }
+
+    /// Rooms of which entries were dropped since the last call.
+    pub fn take_dropped(&self) -> BTreeSet<RoomId> {
+        std::mem::take(&mut self.state().dropped)
+    }
+
+    /// Whether notices were lost: the subscription cannot go on.
+    pub fn is_overrun(&self) -> bool {
+        self.state().overrun
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn drop_entries(&mut self, also: RoomId) {
+        let mut dropped = BTreeSet::from([also]);
+        self.queue.retain(|item| match item {
+            Item::Entries { room, .. } => {
+                dropped.insert(*room);
+                false
+            }
+            _ => true,
+        });
+        self.live.retain(|room| !dropped.contains(room));
+        self.dropped.append(&mut dropped);
+        self.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unibus_proto::id::GroupId;
+    use unibus_proto::position::Sequence;
+
+    use super::*;
+
+    const ROOM: RoomId = RoomId([1; 16]);
+
+    fn entries(room: RoomId, sequence: u64, bytes: usize) -> Item {
+        let delivery = StoredDelivery { sequence: Sequence(sequence), at_ms: 1, bytes: vec![0; bytes].into() };
+        let event = Event::Appended { segment: 0, room, deliveries: vec![delivery] };
+        Item::entries(Arc::new(AppliedEntry { index: sequence, group: GroupId(1), events: vec![event] }), 0)
+    }
+
+    #[test]
+    fn only_live_rooms_are_queued() {
+        let (mailbox, mut woken) = Mailbox::new();
+        mailbox.push(entries(ROOM, 1, 10));
+        assert!(mailbox.pop().is_none());
+        mailbox.set_live(ROOM);
+        mailbox.push(entries(ROOM, 2, 10));
+        assert!(woken.try_recv().is_ok());
+        assert_eq!(mailbox.pop().expect("queued").deliveries()[0].sequence, Sequence(2));
+    }
+
+    #[test]
+    fn a_full_mailbox_drops_entries_keeps_notices_and_says_which_rooms() {
+        let (mailbox, _woken) = Mailbox::new();
+        let other = RoomId([2; 16]);
+        mailbox.set_live(ROOM);
+        mailbox.set_live(other);
+        mailbox.push(entries(ROOM, 1, SUBSCRIBER_QUEUE_BYTES_MAX / 2));
+        mailbox.push(Item::Member { room: other, is_member: false });
+        mailbox.push(entries(ROOM, 2, SUBSCRIBER_QUEUE_BYTES_MAX / 2));
+        assert_eq!(mailbox.take_dropped(), BTreeSet::from([ROOM]));
+        assert!(matches!(mailbox.pop(), Some(Item::Member { .. })));
+        mailbox.push(entries(ROOM, 3, 1));
+        assert!(mailbox.pop().is_none(), "the room is read from the segments now");
+        mailbox.push(entries(other, 1, 1));
+        assert!(mailbox.pop().is_some(), "the other room was not hurt");
+    }
+
+    #[test]
+    fn too_many_notices_overrun() {
+        let (mailbox, _woken) = Mailbox::new();
+        (0..NOTICES_MAX).for_each(|_| mailbox.push(Item::Access));
+        assert!(!mailbox.is_overrun());
+        mailbox.push(Item::Access);
+        assert!(mailbox.is_overrun());
+    }
+}

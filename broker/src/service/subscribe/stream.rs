@@ -1,0 +1,324 @@
+//! Carrying a subscription on: one element at a time, from the mailbox and from the segments in turn.
+
+use std::time::Duration;
+
+use prost::bytes::Bytes;
+use unibus_machine::StoredDelivery;
+use unibus_proto::code::ErrorCode;
+use unibus_proto::id::RoomId;
+use unibus_proto::limits::BATCH_MESSAGES_MAX;
+use unibus_proto::v1::{CaughtUp, DeliveryBatch, Heartbeat, RoomPosition, SubscribeResponse, subscribe_response};
+use unibus_raft_store::env::{Env, Instant, now, sleep, timeout};
+
+use super::super::access::Wanted;
+use super::super::messages::decode;
+use super::super::{Failure, Outcome};
+use super::{Mode, Subscription};
+use crate::fanout::Item;
+
+/// Silence after which a sign of life is sent, and between two looks whether everything still holds.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Bytes of one batch, as far as one delivery is not larger.
+const BATCH_BYTES: usize = 256 << 10;
+/// Before the segments are asked again for what was announced but is not there yet.
+const READ_AGAIN: Duration = Duration::from_millis(5);
+
+impl<E: Env> Subscription<E> {
+    /// The next element; `None` after the end. An error is the last element.
+    pub async fn next(&mut self) -> Option<Outcome<SubscribeResponse>> {
+        if self.ended {
+            return None;
+        }
+        match self.advance().await {
+            Ok(Some(response)) => Some(Ok(response)),
+            Ok(None) => {
+                self.ended = true;
+                None
+            }
+            Err(failure) => {
+                self.ended = true;
+                Some(Err(failure))
+            }
+        }
+    }
+
+    async fn advance(&mut self) -> Outcome<Option<SubscribeResponse>> {
+        loop {
+            if let Some(response) = self.out.pop_front() {
+                return Ok(Some(response));
+            }
+            if self.caught_up && self.until_end {
+                return Ok(None);
+            }
+            if self.targets == 0 && !self.caught_up {
+                self.catch_up();
+                continue;
+            }
+            self.service.check_running()?;
+            self.look_at_dropped()?;
+            if self.audited.elapsed() >= HEARTBEAT {
+                self.audit()?;
+            }
+            self.step().await?;
+        }
+    }
+
+    /// Takes one item or reads one piece of history, in turn; waits when there is neither.
+    async fn step(&mut self) -> Outcome<()> {
+        self.history_turn = !self.history_turn;
+        if self.history_turn
+            && let Some(room) = self.behind.pop_front()
+        {
+            return self.read_history(room).await;
+        }
+        if let Some(item) = self.mailbox.pop() {
+            return self.take(item).await;
+        }
+        if self.behind.is_empty() {
+            self.wait().await;
+        }
+        Ok(())
+    }
+
+    async fn wait(&mut self) {
+        let service = self.service.clone();
+        let woken = async {
+            tokio::select! {
+                biased;
+                () = service.stopped() => {}
+                _ = self.woken.recv() => {}
+            }
+        };
+        if timeout::<E, _>(HEARTBEAT, woken).await.is_none() {
+            self.out.push_back(element(subscribe_response::Item::Heartbeat(Heartbeat {})));
+        }
+    }
+
+    async fn take(&mut self, item: Item) -> Outcome<()> {
+        match &item {
+            Item::Entries { room, .. } => self.deliver_live(*room, item.deliveries()),
+            Item::Member { room, is_member: true } => self.joined(*room).await,
+            Item::Member { room, is_member: false } => self.left(*room),
+            Item::Access => self.service.reauthenticate_stream(&self.caller).await,
+            Item::Reset => self.start_over().await,
+        }
+    }
+
+    fn deliver_live(&mut self, room: RoomId, entries: &[StoredDelivery]) -> Outcome<()> {
+        let Some(followed) = self.rooms.get_mut(&room) else { return Ok(()) };
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
+        followed.wanted = followed.wanted.max(last.sequence.0 + 1);
+        if first.sequence.0 > followed.next {
+            // A gap: the segments have what is missing. A joining room reads them next anyway.
+            if followed.mode == Mode::Live {
+                self.fall_behind(room);
+            }
+            return Ok(());
+        }
+        match followed.mode {
+            Mode::Joining | Mode::Live => self.deliver(room, entries),
+            Mode::Behind | Mode::Left => Ok(()),
+        }
+    }
+
+    /// Queues the entries from the next wanted one on.
+    fn deliver(&mut self, room: RoomId, entries: &[StoredDelivery]) -> Outcome<()> {
+        let Some(followed) = self.rooms.get_mut(&room) else { return Ok(()) };
+        let end = if self.until_end { followed.target.unwrap_or(followed.next) } else { u64::MAX };
+        let fresh = entries.iter().skip_while(|entry| entry.sequence.0 < followed.next);
+        let fresh: Vec<StoredDelivery> = fresh.take_while(|entry| entry.sequence.0 < end).cloned().collect();
+        let Some(last) = fresh.last() else { return Ok(()) };
+        followed.next = last.sequence.0 + 1;
+        if followed.target.is_some_and(|target| followed.next >= target) {
+            followed.target = None;
+            self.targets -= 1;
+        }
+        let (room_id, subject) = (room.to_bytes(), followed.subject.to_string());
+        for piece in pieces(&fresh) {
+            let batch = batch(room_id.clone(), subject.clone(), piece)?;
+            self.out.push_back(element(subscribe_response::Item::Batch(batch)));
+        }
+        Ok(())
+    }
+
+    /// Reads a piece of a room's history; at the head the room goes live.
+    async fn read_history(&mut self, room: RoomId) -> Outcome<()> {
+        let Some(followed) = self.rooms.get(&room) else { return Ok(()) };
+        if !matches!(followed.mode, Mode::Behind | Mode::Joining) {
+            return Ok(());
+        }
+        if self.until_end && followed.target.is_none() {
+            return Ok(());
+        }
+        let (shard, next) = (followed.shard, followed.next);
+        let entries = self.service.read_timeline(shard, room, next, BATCH_BYTES, BATCH_MESSAGES_MAX).await?;
+        // What was read may lie behind a removal; the rows are at least as new as the segments, except
+        // while a snapshot is being installed: then the piece is read again.
+        let Some(access) = self.service.find_in_shards(&self.user, room) else { return self.left(room) };
+        let is_certain = entries.last().is_none_or(|last| last.sequence.0 < access.row.next_sequence);
+        if !is_certain || (entries.is_empty() && next < self.wanted(room)) {
+            sleep::<E>(READ_AGAIN).await;
+            self.behind.push_back(room);
+            return Ok(());
+        }
+        if entries.is_empty() {
+            self.join(room);
+            return Ok(());
+        }
+        self.behind.push_back(room);
+        self.deliver(room, &entries)
+    }
+
+    fn wanted(&self, room: RoomId) -> u64 {
+        self.rooms.get(&room).map_or(0, |followed| followed.wanted)
+    }
+
+    /// At the head: first the mailbox takes entries, then one more read finds what came in between.
+    fn join(&mut self, room: RoomId) {
+        let Some(followed) = self.rooms.get_mut(&room) else { return };
+        if followed.mode == Mode::Joining {
+            followed.mode = Mode::Live;
+        } else {
+            followed.mode = Mode::Joining;
+            self.mailbox.set_live(room);
+            self.behind.push_front(room);
+        }
+    }
+
+    fn fall_behind(&mut self, room: RoomId) {
+        self.mailbox.set_not_live(room);
+        if let Some(followed) = self.rooms.get_mut(&room)
+            && matches!(followed.mode, Mode::Live | Mode::Left)
+        {
+            followed.mode = Mode::Behind;
+            self.behind.push_back(room);
+        }
+    }
+
+    fn look_at_dropped(&mut self) -> Outcome<()> {
+        if self.mailbox.is_overrun() {
+            let message = "subscribe: too many changes of members wait for this subscriber; resume from the last positions";
+            return Err(Failure::new(ErrorCode::Overloaded, message));
+        }
+        for room in self.mailbox.take_dropped() {
+            match self.rooms.get_mut(&room) {
+                // It waits in `behind`; the mailbox must be joined once more.
+                Some(followed) if followed.mode == Mode::Joining => followed.mode = Mode::Behind,
+                Some(followed) if followed.mode == Mode::Live => self.fall_behind(room),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn joined(&mut self, room: RoomId) -> Outcome<()> {
+        match self.rooms.get(&room).map(|followed| followed.mode) {
+            Some(Mode::Left) => {
+                self.registration.follow(room);
+                self.fall_behind(room);
+                Ok(())
+            }
+            Some(_) => Ok(()),
+            None => self.pick_up(room).await,
+        }
+    }
+
+    /// The user lost the room: nothing of it is delivered any more.
+    fn left(&mut self, room: RoomId) -> Outcome<()> {
+        let Some(followed) = self.rooms.get_mut(&room) else { return Ok(()) };
+        followed.mode = Mode::Left;
+        self.targets -= usize::from(followed.target.take().is_some());
+        self.mailbox.set_not_live(room);
+        self.registration.unfollow(room);
+        if self.single == Some(room) {
+            let subject = followed.subject.parse()?;
+            return Err(Wanted::Subject(subject).not_found());
+        }
+        Ok(())
+    }
+
+    /// Looks at each room again: whether it is still readable, and whether the mailbox missed something.
+    fn audit(&mut self) -> Outcome<()> {
+        self.audited = now::<E>();
+        let rooms: Vec<RoomId> = self.rooms.keys().copied().collect();
+        for room in rooms {
+            let Some(followed) = self.rooms.get(&room) else { continue };
+            let (mode, next) = (followed.mode, followed.next);
+            match self.service.find_in_shards(&self.user, room) {
+                None if mode != Mode::Left => self.left(room)?,
+                Some(access) if mode == Mode::Live && access.row.next_sequence > next => self.fall_behind(room),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// After a snapshot: the events in between are lost, so everything is looked at.
+    async fn start_over(&mut self) -> Outcome<()> {
+        self.audit()?;
+        self.service.reauthenticate_stream(&self.caller).await?;
+        if self.single.is_none() {
+            for access in self.matching()? {
+                self.joined(access.room).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn catch_up(&mut self) {
+        self.caught_up = true;
+        let positions = self.rooms.iter().filter(|(_, followed)| followed.mode != Mode::Left);
+        let position = |(room, followed): (&RoomId, &super::Followed)| RoomPosition {
+            room_id: room.to_bytes(),
+            next_sequence: followed.next,
+        };
+        let caught_up = CaughtUp { positions: positions.map(position).collect() };
+        self.out.push_back(element(subscribe_response::Item::CaughtUp(caught_up)));
+    }
+}
+
+fn element(item: subscribe_response::Item) -> SubscribeResponse {
+    SubscribeResponse { item: Some(item) }
+}
+
+fn batch(room_id: Bytes, subject: String, entries: &[StoredDelivery]) -> Outcome<DeliveryBatch> {
+    Ok(DeliveryBatch { room_id, subject, deliveries: decode(entries)? })
+}
+
+/// Cuts entries into pieces of about [`BATCH_BYTES`], each of at least one.
+fn pieces(entries: &[StoredDelivery]) -> Vec<&[StoredDelivery]> {
+    let (mut pieces, mut from, mut bytes) = (Vec::new(), 0, 0);
+    for (at, entry) in entries.iter().enumerate() {
+        bytes += entry.bytes.len();
+        if bytes > BATCH_BYTES && at > from {
+            pieces.push(&entries[from..at]);
+            (from, bytes) = (at, entry.bytes.len());
+        }
+    }
+    if from < entries.len() {
+        pieces.push(&entries[from..]);
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use unibus_proto::position::Sequence;
+
+    use super::*;
+
+    #[test]
+    fn pieces_hold_everything_once_and_are_of_bounded_size() {
+        let sizes = [10, BATCH_BYTES, 10, BATCH_BYTES - 20, 10, 1 << 20, 1];
+        let entry = |(n, &len): (usize, &usize)| StoredDelivery {
+            sequence: Sequence(n as u64),
+            at_ms: 1,
+            bytes: vec![0; len].into(),
+        };
+        let entries: Vec<_> = sizes.iter().enumerate().map(entry).collect();
+        let pieces = pieces(&entries);
+        assert_eq!(pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>(), [1, 1, 3, 1, 1]);
+        assert_eq!(pieces.concat(), entries);
+        assert!(self::pieces(&[]).is_empty());
+    }
+}

@@ -1,0 +1,207 @@
+//! Getting a command committed: here when this node leads the group, else forwarded once to the leader.
+//!
+//! What was certainly not appended is tried again until [`PROPOSE_PATIENCE`] is over; then the caller
+//! learns why. What may have been appended is `OutcomeUnknown`, and is never tried again here.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use unibus_proto::code::ErrorCode;
+use unibus_proto::id::{GroupId, NodeId};
+use unibus_proto::limits::PROPOSE_PATIENCE;
+use unibus_proto::log::{self, proposal::Command, reply::Reply};
+use unibus_proto::peer::{NodeError, Propose, Proposed, node_request::Request, node_response::Response};
+use unibus_raft_store::env::{Env, Instant, now, sleep, timeout};
+use unibus_raft_store::{Committed, ProposeError};
+
+use super::{Shards, clock};
+use crate::peer::link::LinkError;
+use crate::service::Failure;
+
+/// Between two attempts: an election takes some 300 ms.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Kept back from the patience, so that the answer itself arrives within it.
+const ANSWER_RESERVE: Duration = Duration::from_millis(150);
+/// How long a hint to wait is given when there is no leader.
+const NO_LEADER_HINT: Duration = Duration::from_millis(300);
+
+/// What became of one attempt.
+enum Attempt {
+    Done(Committed),
+    /// Certainly not appended; the leader, if it is known.
+    Again(Option<NodeId>),
+    Failed(Failure),
+}
+
+impl<E: Env> Shards<E> {
+    /// Gets a command committed and applied by the leader; a reject is a failure.
+    pub async fn propose(&self, group: GroupId, command: Command) -> Result<(u64, Reply), Failure> {
+        let proposal = log::Proposal { at_ms: 0, command: Some(command) };
+        let Committed { index, reply, .. } = self.propose_encoded(group, proposal.encode_to_vec().into()).await?;
+        match reply.reply {
+            Some(Reply::Rejected(reject)) => Err(reject.into()),
+            Some(reply) => Ok((index, reply)),
+            None => Err(Failure::new(ErrorCode::Internal, format!("group {group}: entry {index} has no reply"))),
+        }
+    }
+
+    /// The same, and waits until this node has applied it too, so that it can be read here.
+    pub async fn propose_and_see(&self, group: GroupId, command: Command) -> Result<(u64, Reply), Failure> {
+        let (index, reply) = self.propose(group, command).await?;
+        self.wait_applied(group, index, PROPOSE_PATIENCE).await?;
+        Ok((index, reply))
+    }
+
+    /// Waits until this node has applied `index` of the group.
+    pub async fn wait_applied(&self, group: GroupId, index: u64, patience: Duration) -> Result<(), Failure> {
+        let replica = self.group(group)?;
+        replica.wait_applied(index, patience).await.map_err(|_| {
+            let applied = replica.status().applied_index;
+            Failure::new(
+                ErrorCode::OutcomeUnknown,
+                format!(
+                    "group {group}: node {} has applied entry {applied}, expected {index} within {patience:?}; \
+                     it is behind: ask again, or ask another node",
+                    self.node()
+                ),
+            )
+        })
+    }
+
+    /// Gets an encoded proposal (without a time) committed.
+    pub(super) async fn propose_encoded(&self, group: GroupId, proposal: Bytes) -> Result<Committed, Failure> {
+        let deadline = now::<E>() + (PROPOSE_PATIENCE - ANSWER_RESERVE);
+        let mut hint = None;
+        loop {
+            let left = deadline.saturating_duration_since(now::<E>());
+            if left.is_zero() {
+                return Err(self.no_leader(group));
+            }
+            match self.attempt(group, &proposal, hint.take(), left).await {
+                Attempt::Done(committed) => return Ok(committed),
+                Attempt::Failed(failure) => return Err(failure),
+                Attempt::Again(leader) => hint = leader,
+            }
+            sleep::<E>(RETRY_PAUSE.min(left)).await;
+        }
+    }
+
+    async fn attempt(&self, group: GroupId, proposal: &Bytes, hint: Option<NodeId>, left: Duration) -> Attempt {
+        let leader = match self.group(group) {
+            Ok(replica) => hint.or_else(|| replica.leader()),
+            Err(failure) => return Attempt::Failed(failure),
+        };
+        match leader {
+            None => Attempt::Again(None),
+            Some(leader) if leader == self.node() => self.attempt_here(group, proposal, left).await,
+            Some(leader) => self.forward(leader, group, proposal, left).await,
+        }
+    }
+
+    async fn attempt_here(&self, group: GroupId, proposal: &Bytes, left: Duration) -> Attempt {
+        let stamped = match self.stamp(group) {
+            Ok(at_ms) => clock::stamped(at_ms, &proposal[..]),
+            Err(failure) => return Attempt::Failed(failure),
+        };
+        let Ok(replica) = self.group(group) else { return Attempt::Again(None) };
+        match timeout::<E, _>(left, replica.propose(stamped)).await {
+            Some(Ok(committed)) => Attempt::Done(committed),
+            Some(Err(ProposeError::NotLeader { leader })) => Attempt::Again(leader),
+            Some(Err(ProposeError::Unknown(why))) => Attempt::Failed(self.unknown(group, &why)),
+            Some(Err(ProposeError::Fault(why))) => {
+                Attempt::Failed(Failure::new(ErrorCode::Internal, format!("propose to group {group}: {why}")))
+            }
+            None => Attempt::Failed(self.unknown(group, "not committed in time")),
+        }
+    }
+
+    async fn forward(&self, leader: NodeId, group: GroupId, proposal: &Bytes, left: Duration) -> Attempt {
+        let Some(link) = self.peers().link(leader) else { return Attempt::Again(None) };
+        let request = Request::Propose(Propose { group: group.0, proposal: proposal.clone() });
+        match link.request::<E>(request, left).await {
+            Ok(Response::Proposed(Proposed { index, reply: Some(reply) })) => {
+                Attempt::Done(Committed { index, reply })
+            }
+            Ok(Response::Error(error)) => self.refused(leader, group, error),
+            Ok(_) => Attempt::Failed(self.unknown(group, &format!("node {leader} gave an answer to another question"))),
+            Err(LinkError::NotSent(why)) => {
+                tracing::debug!(%group, %leader, why, "proposal not forwarded");
+                Attempt::Again(None)
+            }
+            Err(LinkError::Lost(why)) => Attempt::Failed(self.unknown(group, &why)),
+        }
+    }
+
+    fn refused(&self, leader: NodeId, group: GroupId, error: NodeError) -> Attempt {
+        match error.code.parse() {
+            Ok(ErrorCode::NotLeader) => Attempt::Again((error.leader != 0).then_some(NodeId(error.leader))),
+            Ok(code) => Attempt::Failed(Failure::new(code, format!("node {leader}: {}", error.message))),
+            Err(()) => Attempt::Failed(self.unknown(group, &format!("node {leader}: {}", error.message))),
+        }
+    }
+
+    /// Carries out a proposal that a peer forwarded; never forwards it again.
+    pub(crate) async fn serve_propose(&self, Propose { group, proposal }: Propose) -> Response {
+        match self.attempt_here(GroupId(group), &proposal, PROPOSE_PATIENCE).await {
+            Attempt::Done(Committed { index, reply, .. }) => {
+                Response::Proposed(Proposed { index, reply: Some(reply) })
+            }
+            Attempt::Again(leader) => not_leader(leader, self.node()),
+            Attempt::Failed(failure) => node_error(&failure),
+        }
+    }
+
+    /// Why a group has no leader, as far as this node can tell.
+    pub fn no_leader(&self, group: GroupId) -> Failure {
+        let cause = self.quorum_cause(group);
+        Failure::new(
+            ErrorCode::NoLeader,
+            format!("group {group}: no leader within {PROPOSE_PATIENCE:?}: {cause}; nothing was proposed"),
+        )
+        .after(NO_LEADER_HINT)
+    }
+
+    fn unknown(&self, group: GroupId, why: &str) -> Failure {
+        let cause = self.quorum_cause(group);
+        Failure::new(
+            ErrorCode::OutcomeUnknown,
+            format!("propose to group {group}: {why} ({cause}); it may have happened: retry with the same ids"),
+        )
+    }
+
+    fn quorum_cause(&self, group: GroupId) -> String {
+        let Ok(replica) = self.group(group) else { return "unknown group".into() };
+        let voters = replica.status().voters;
+        let (all, needed) = (voters.len(), voters.len() / 2 + 1);
+        let up = voters.iter().filter(|&&voter| voter == self.node() || self.peers().is_reachable(voter)).count();
+        let lost: Vec<String> = voters
+            .iter()
+            .filter(|&&voter| voter != self.node() && !self.peers().is_reachable(voter))
+            .map(NodeId::to_string)
+            .collect();
+        match (all, lost.is_empty()) {
+            (0, _) => "this node has not heard of the group's voters yet".into(),
+            (_, true) => format!("all {all} voters are reachable from node {}, an election is under way", self.node()),
+            (_, false) => format!(
+                "{up} of {all} voters are reachable from node {}, {needed} are needed; start node {}",
+                self.node(),
+                lost.join(", ")
+            ),
+        }
+    }
+}
+
+/// The answer of a node that does not lead the group.
+pub(super) fn not_leader(leader: Option<NodeId>, node: NodeId) -> Response {
+    Response::Error(NodeError {
+        code: ErrorCode::NotLeader.as_str().into(),
+        message: format!("node {node} does not lead the group"),
+        leader: leader.map_or(0, |leader| leader.0),
+    })
+}
+
+/// A failure as one node tells another.
+pub(super) fn node_error(failure: &Failure) -> Response {
+    Response::Error(NodeError { code: failure.code.as_str().into(), message: failure.message.clone(), leader: 0 })
+}

@@ -1,0 +1,71 @@
+//! What the leader of a group does once a second: lets time pass in the log (`Tick`) when something can
+//! expire, reports cut segments, and hands over when its clock is an outlier.
+
+use std::time::Duration;
+
+use unibus_proto::id::GroupId;
+use unibus_proto::log::{SegmentSealed, Tick, proposal::Command};
+use unibus_raft_store::env::{Clock, Env, sleep};
+
+use super::{Shards, clock};
+
+/// How late an expiry may be.
+const PERIOD: Duration = Duration::from_secs(1);
+
+pub(super) async fn run<E: Env>(shards: Shards<E>) {
+    loop {
+        sleep::<E>(PERIOD).await;
+        for group in shards.ids() {
+            if let Err(failure) = shards.tick(group).await {
+                tracing::debug!(%group, %failure, "tick not proposed");
+            }
+        }
+    }
+}
+
+impl<E: Env> Shards<E> {
+    async fn tick(&self, group: GroupId) -> Result<(), crate::service::Failure> {
+        let replica = self.group(group)?;
+        if replica.leader() != Some(self.node()) {
+            return Ok(());
+        }
+        self.step_down_with_a_wrong_clock(group).await?;
+        self.seal_segments(group).await?;
+        let due = replica.view(|machine| machine.next_deadline());
+        if due.is_some_and(|due| self.stamp(group).is_ok_and(|at| at >= due)) {
+            self.propose(group, Command::Tick(Tick {})).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the log length and hash of the segments that were cut, so that each replica compares them
+    /// with its own files. Newest first, back to one that the log knows.
+    async fn seal_segments(&self, group: GroupId) -> Result<(), crate::service::Failure> {
+        let replica = self.group(group)?;
+        let open = replica.view(|machine| machine.group_row().segment);
+        for segment in (0..open).rev() {
+            if replica.view(|machine| machine.sealed_segment(segment)).is_some() {
+                break;
+            }
+            if let Some(sealed) = replica.sealed_segment(segment) {
+                let hash = sealed.hash.to_vec().into();
+                let command = Command::SegmentSealed(SegmentSealed { segment, length: sealed.length, hash });
+                self.propose(group, command).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn step_down_with_a_wrong_clock(&self, group: GroupId) -> Result<(), crate::service::Failure> {
+        let replica = self.group(group)?;
+        let own = self.inner.env.clock().now_ms();
+        if !clock::is_outlier(own, &self.other_clocks(replica)) {
+            return Ok(());
+        }
+        tracing::warn!(%group, "this node's wall clock is more than 1 s ahead of the voters' median: handing over");
+        match self.best_successor(group) {
+            Some(to) => self.transfer(group, to).await,
+            None => Ok(()),
+        }
+    }
+}

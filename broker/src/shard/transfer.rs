@@ -1,0 +1,59 @@
+//! Handing a group's leadership to another node. openraft neither checks the target nor gives up, so
+//! the preconditions are checked: here a voter that is reachable, in the group one that is caught up.
+
+use std::time::Duration;
+
+use unibus_proto::code::ErrorCode;
+use unibus_proto::id::{GroupId, NodeId};
+use unibus_proto::limits::PROPOSE_PATIENCE;
+use unibus_raft_store::env::{Env, Instant, now, sleep};
+
+use super::Shards;
+use crate::service::Failure;
+
+/// Between two looks whether the leader has changed.
+const LOOK: Duration = Duration::from_millis(20);
+
+impl<E: Env> Shards<E> {
+    /// Moves the leadership of `group` to `to` and waits until it has moved.
+    pub async fn transfer(&self, group: GroupId, to: NodeId) -> Result<(), Failure> {
+        let replica = self.group(group)?;
+        if replica.leader() == Some(to) {
+            return Ok(());
+        }
+        self.may_lead(group, to)?;
+        let refused = |why: String| Failure::new(ErrorCode::NoLeader, format!("transfer of group {group} to node {to}: {why}"));
+        replica.transfer_leader(to).await.map_err(refused)?;
+        let deadline = now::<E>() + PROPOSE_PATIENCE;
+        while replica.leader() != Some(to) {
+            if now::<E>() >= deadline {
+                return Err(refused(format!("node {:?} still leads after {PROPOSE_PATIENCE:?}", replica.leader())));
+            }
+            sleep::<E>(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Who can best take over a group that this node leads.
+    pub fn best_successor(&self, group: GroupId) -> Option<NodeId> {
+        let status = self.group(group).ok()?.status();
+        let able = status.voters.iter().copied().filter(|&voter| self.may_lead(group, voter).is_ok());
+        able.max_by_key(|voter| status.matched.get(voter).copied())
+    }
+
+    fn may_lead(&self, group: GroupId, to: NodeId) -> Result<(), Failure> {
+        let refuse = |code, why: String| Err(Failure::new(code, format!("transfer of group {group} to node {to}: {why}")));
+        let status = self.group(group)?.status();
+        if status.leader != Some(self.node()) {
+            let leader = status.leader.map_or("no node".into(), |leader| format!("node {leader}"));
+            return refuse(ErrorCode::NotLeader, format!("{leader} leads the group; ask there"));
+        }
+        if to == self.node() || !status.voters.contains(&to) {
+            return refuse(ErrorCode::Invalid, format!("expected another voter, one of {:?}", status.voters));
+        }
+        if !self.peers().is_reachable(to) {
+            return refuse(ErrorCode::Unreachable, "nothing was heard from it for 2 s".into());
+        }
+        Ok(())
+    }
+}
