@@ -1,0 +1,104 @@
+//! I11: at most one leader per term and group; within one life of a node, term, commit and applied
+//! index never go back, and nothing is applied that is not committed. That logs agree is judged
+//! through the state hashes (I10).
+
+use std::collections::BTreeMap;
+
+use unibus_proto::id::{GroupId, NodeId};
+
+use crate::history::{History, Status};
+use crate::invariants::Violation;
+
+const INVARIANT: &str = "I11 Raft is safe";
+
+fn broken(what: String) -> Result<(), Violation> {
+    Err(Violation { invariant: INVARIANT, what })
+}
+
+fn check_election(leaders: &mut BTreeMap<(GroupId, u64), NodeId>, status: &Status) -> Result<(), Violation> {
+    if !status.leads {
+        return Ok(());
+    }
+    let Status { group, term, node, .. } = status;
+    match *leaders.entry((*group, *term)).or_insert(*node) {
+        leader if leader == *node => Ok(()),
+        leader => broken(format!("group {group}, term {term}: n{leader} and n{node} both lead")),
+    }
+}
+
+fn check_monotonic(before: &Status, after: &Status) -> Result<(), Violation> {
+    let pairs = [
+        ("term", before.term, after.term),
+        ("commit index", before.committed, after.committed),
+        ("applied index", before.applied, after.applied),
+    ];
+    for (what, old, new) in pairs {
+        if new < old {
+            let Status { node, life, group, at, .. } = after;
+            return broken(format!(
+                "n{node} (life {life}), group {group}: {what} went from {old} to {new} before {at} ns"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether Raft's safety is broken.
+pub fn check(history: &History) -> Result<(), Violation> {
+    let mut leaders = BTreeMap::new();
+    let mut last: BTreeMap<_, &Status> = BTreeMap::new();
+    for status in &history.statuses {
+        check_election(&mut leaders, status)?;
+        let Status { node, group, committed, applied, .. } = status;
+        if applied > committed {
+            return broken(format!("n{node}, group {group}: applied up to {applied}, committed up to {committed}"));
+        }
+        // A term is durable: it never goes back, not even over a restart. The indices may.
+        if let Some(before) = last.insert((*node, *group), status) {
+            if before.life == status.life {
+                check_monotonic(before, status)?;
+            } else if status.term < before.term {
+                let (old, new) = (before.term, status.term);
+                return broken(format!("n{node}, group {group}: term {old} became {new} over a restart"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::testing::{honest, status};
+
+    #[test]
+    fn catches_two_leaders_of_a_term() {
+        let mut history = honest();
+        history.statuses.push(status(3, 40, 2, true, 10));
+        assert!(check(&history).unwrap_err().what.contains("both lead"));
+    }
+
+    #[test]
+    fn catches_an_applied_index_that_goes_back() {
+        let mut history = honest();
+        history.statuses.push(status(2, 40, 2, true, 9));
+        assert!(check(&history).unwrap_err().what.contains("index went from 10 to 9"));
+    }
+
+    #[test]
+    fn indices_may_go_back_over_a_restart_but_terms_may_not() {
+        let mut history = honest();
+        let restarted = Status { life: 1, ..status(2, 40, 2, false, 3) };
+        history.statuses.push(restarted.clone());
+        assert_eq!(check(&history), Ok(()));
+        history.statuses.push(Status { life: 2, term: 1, ..restarted });
+        assert!(check(&history).unwrap_err().what.contains("over a restart"));
+    }
+
+    #[test]
+    fn catches_applying_what_is_not_committed() {
+        let mut history = honest();
+        history.statuses.push(Status { committed: 10, ..status(2, 40, 2, true, 11) });
+        assert!(check(&history).unwrap_err().what.contains("committed up to 10"));
+    }
+}
