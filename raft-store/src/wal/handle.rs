@@ -150,7 +150,7 @@ impl<E: Env> GroupLog<E> {
         }
     }
 
-    /// First entry, first entry of each leader and last entry from `first` to `last`.
+    /// The last entry of each leader from `first` to `last`.
     pub fn key_log_ids(&self, first: u64, last: u64) -> Vec<LogId> {
         lock(&self.group.index).key_log_ids(first, last)
     }

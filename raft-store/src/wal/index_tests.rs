@@ -57,14 +57,15 @@ fn the_byte_cap_never_empties_an_answer() {
 }
 
 #[test]
-fn key_log_ids_are_first_changes_and_last() {
+fn key_log_ids_are_the_last_of_each_leader() {
     let mut index = Index::default();
     index.append(&entries(1, 0..3));
     index.append(&entries(2, 3..6));
     index.append(&entries(5, 6..8));
     let keys = |first, last| index.key_log_ids(first, last).iter().map(|id| id.index).collect::<Vec<_>>();
-    assert_eq!(keys(0, 7), [0, 3, 6, 7]);
-    assert_eq!(keys(1, 3), [1, 3]);
+    assert_eq!(keys(0, 7), [2, 5, 7]);
+    assert_eq!(keys(1, 3), [2, 3]);
+    assert_eq!(keys(3, 5), [5]);
     assert_eq!(keys(4, 4), [4]);
     assert_eq!(keys(8, 9), Vec::<u64>::new());
 }
