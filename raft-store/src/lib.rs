@@ -1,14 +1,39 @@
-//! Durability and consensus.
+//! Durability and consensus: the only importer of openraft.
+//!
+//! A node opens one [`Store`]: all groups of the node over one write-ahead log. Everybody above works
+//! with the [`Group`] handles: propose, read barrier, local views, timelines, events.
+//!
+//! - [`env`] everything that is taken from outside; [`identity`] whose directory it is;
+//! - [`wal`] the log of all groups; [`log`] openraft's view of it;
+//! - [`tables`] rows and state hash; [`segment`] message bodies; [`snapshot`] both at an index;
+//! - [`replica`] these together: the applied state of a group; [`state`] openraft's view of it;
+//! - [`stream`] how a stream between nodes begins; `network` what openraft sends over it;
+//! - [`group`], [`store`] what the rest of the node sees.
 
 pub mod codec;
 pub mod env;
 pub mod error;
+pub mod faults;
+pub mod group;
 pub mod identity;
 pub mod log;
 pub mod mutants;
+mod network;
+pub mod replica;
 pub mod segment;
+pub mod snapshot;
+pub mod state;
+pub mod store;
+pub mod stream;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod types;
 pub mod wal;
+mod watched;
+
+pub use group::{Committed, Group, GroupStatus, NotApplied, ProposeError, Role};
+pub use identity::Identity;
+pub use replica::AppliedEntry;
+pub use segment::TimelineError;
+pub use store::{RaftTiming, Store, StoreConfig};

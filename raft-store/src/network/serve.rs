@@ -1,0 +1,173 @@
+//! The other side: what peers send is fed into this node's Raft of the group.
+
+use futures::StreamExt;
+use prost::Message;
+use tokio::sync::mpsc;
+use unibus_proto::peer;
+use unibus_proto::peer::raft_request::Request;
+use unibus_proto::peer::raft_response::Response;
+
+use super::message::{
+    decode_append, decode_transfer, decode_vote_request, encode_append_response, encode_stream_result,
+    encode_transfer_response, encode_vote_response,
+};
+use super::{StreamKind, WINDOW};
+use crate::codec::{decode_snapshot_begin, encode_vote};
+use crate::env::{Duplex, Env, FrameRx, FrameTx, Net, NetError, spawn};
+use crate::replica::Replica;
+use crate::snapshot::{SnapshotData, Staging};
+use crate::state::{Snapshot, StateMachine};
+use crate::stream::{decode, malformed};
+use crate::types::{Raft, TypeConfig};
+
+/// Serves a stream until it ends.
+pub(crate) async fn serve<E: Env>(
+    raft: &Raft<E, StateMachine<E>>,
+    replica: &Replica<E>,
+    kind: StreamKind,
+    duplex: Duplex<E::Net>,
+) -> Result<(), NetError> {
+    match kind {
+        StreamKind::Replication => serve_append(raft, duplex).await,
+        StreamKind::Heartbeat => serve_control(raft, duplex).await,
+        StreamKind::Snapshot => serve_snapshot(raft, replica, duplex).await,
+    }
+}
+
+async fn serve_append<E: Env>(raft: &Raft<E, StateMachine<E>>, (mut tx, rx): Duplex<E::Net>) -> Result<(), NetError> {
+    // Requests are handed over one by one: Raft takes the next when it has room.
+    let (to, from) = mpsc::channel(WINDOW);
+    spawn::<E>(read_requests::<E>(rx, to));
+    let requests = futures::stream::unfold(from, |mut from| async { Some((from.recv().await?, from)) });
+    let mut answers = Box::pin(raft.stream_append(requests));
+    while let Some(answer) = answers.next().await {
+        let response = match &answer {
+            Ok(result) => answer_of(encode_stream_result::<E>(result)),
+            Err(fatal) => error_of(fatal),
+        };
+        tx.send(vec![response.encode_to_vec().into()]).await?;
+    }
+    tx.finish().await
+}
+
+type Append<E> = openraft::raft::AppendEntriesRequest<TypeConfig<E>>;
+
+async fn read_requests<E: Env>(mut rx: <E::Net as Net>::Rx, to: mpsc::Sender<Append<E>>) {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            () = to.closed() => return,
+            frame = rx.recv() => frame,
+        };
+        let request = frame.and_then(decode::<peer::RaftRequest>).and_then(|request| match request.request {
+            Some(Request::Append(append)) => decode_append::<E>(append).map_err(malformed),
+            _ => Err(malformed("a request on an append stream that is no append")),
+        });
+        match request {
+            Ok(request) => {
+                if to.send(request).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => return tracing::debug!(%error, "append stream ends"),
+        }
+    }
+}
+
+async fn serve_control<E: Env>(
+    raft: &Raft<E, StateMachine<E>>,
+    (mut tx, mut rx): Duplex<E::Net>,
+) -> Result<(), NetError> {
+    while let Some(frame) = rx.recv().await? {
+        let request = decode::<peer::RaftRequest>(Some(frame))?.request;
+        let request = request.ok_or_else(|| malformed("an empty request"))?;
+        let response = handle(raft, request).await?;
+        tx.send(vec![response.encode_to_vec().into()]).await?;
+    }
+    tx.finish().await
+}
+
+async fn handle<E: Env>(raft: &Raft<E, StateMachine<E>>, request: Request) -> Result<peer::RaftResponse, NetError> {
+    Ok(match request {
+        Request::Append(append) => {
+            let answer = raft.append_entries(decode_append::<E>(append).map_err(malformed)?).await;
+            answer.map_or_else(error_of, |answer| answer_of(encode_append_response::<E>(&answer)))
+        }
+        Request::Vote(vote) => {
+            let answer = raft.vote(decode_vote_request::<E>(&vote).map_err(malformed)?).await;
+            answer.map_or_else(error_of, |answer| answer_of(Response::Vote(encode_vote_response::<E>(&answer))))
+        }
+        Request::PreVote(vote) => {
+            let answer = raft.pre_vote(decode_vote_request::<E>(&vote).map_err(malformed)?).await;
+            answer.map_or_else(error_of, |answer| answer_of(Response::Vote(encode_vote_response::<E>(&answer))))
+        }
+        Request::Transfer(transfer) => {
+            let answer = raft.handle_transfer_leader(decode_transfer::<E>(&transfer).map_err(malformed)?).await;
+            answer.map_or_else(error_of, |answer| answer_of(Response::Transfer(encode_transfer_response::<E>(&answer))))
+        }
+    })
+}
+
+async fn serve_snapshot<E: Env>(
+    raft: &Raft<E, StateMachine<E>>,
+    replica: &Replica<E>,
+    (mut tx, mut rx): Duplex<E::Net>,
+) -> Result<(), NetError> {
+    let begin: peer::SnapshotBegin = decode(rx.recv().await?)?;
+    let (vote, meta) = decode_snapshot_begin(&begin).map_err(malformed)?;
+    let staging = replica.snapshots.stage().await.map_err(|e| NetError::Closed(e.to_string()))?;
+    let response = match receive(&staging, &begin.files, &mut rx).await {
+        Ok(data) if *data.meta() == meta => {
+            let answer = raft.install_full_snapshot(vote, Snapshot { meta, snapshot: data }).await;
+            answer.map_or_else(error_of, |answer| answer_of(Response::Snapshot(encode_vote(&answer.vote))))
+        }
+        Ok(_) => error_of("the snapshot covers something else than it was announced with"),
+        Err(why) => error_of(why),
+    };
+    // Nothing is left of it when it was installed.
+    staging.discard().await;
+    tx.send(vec![response.encode_to_vec().into()]).await?;
+    tx.finish().await
+}
+
+/// Receives the files into the staging directory and verifies them.
+async fn receive<E: Env>(
+    staging: &Staging<E>,
+    files: &[peer::SnapshotFile],
+    rx: &mut <E::Net as Net>::Rx,
+) -> Result<SnapshotData, String> {
+    for (number, announced) in files.iter().enumerate() {
+        let mut file = staging.file(checked_name(number, &announced.name)?).await.map_err(|e| e.to_string())?;
+        while file.length() < announced.length {
+            let frame = rx.recv().await.map_err(|e| e.to_string())?;
+            let chunk: peer::SnapshotChunk = decode(frame).map_err(|e| e.to_string())?;
+            let fits = file.length() + chunk.data.len() as u64 <= announced.length;
+            if chunk.file as usize != number || chunk.data.is_empty() || !fits {
+                return Err(format!("a chunk that does not belong to {}", announced.name));
+            }
+            file.write(chunk.data).await.map_err(|e| e.to_string())?;
+        }
+        let sum = file.finish().await.map_err(|e| e.to_string())?;
+        if announced.hash != sum.hash[..] {
+            return Err(format!("{} arrived with another hash", announced.name));
+        }
+    }
+    let end = rx.recv().await.map_err(|e| e.to_string())?;
+    decode::<peer::SnapshotEnd>(end).map_err(|e| e.to_string())?;
+    staging.complete().await.map_err(|e| e.to_string())
+}
+
+/// Only the names that a snapshot has: they become file names.
+fn checked_name(number: usize, name: &str) -> Result<&str, String> {
+    let id = name.strip_prefix("segment-").and_then(|id| id.parse::<u64>().ok());
+    let good = if number == 0 { name == "rows" } else { id.is_some_and(|id| name == format!("segment-{id}")) };
+    good.then_some(name).ok_or_else(|| format!("file {number} of the snapshot is called {name:?}"))
+}
+
+fn answer_of(response: Response) -> peer::RaftResponse {
+    peer::RaftResponse { error: String::new(), response: Some(response) }
+}
+
+fn error_of(why: impl std::fmt::Display) -> peer::RaftResponse {
+    peer::RaftResponse { error: why.to_string(), response: None }
+}

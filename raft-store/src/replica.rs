@@ -1,0 +1,275 @@
+//! A group's replicated state on this node: the machine over its rows, the segments, the snapshots.
+//! Shared by the state machine that openraft drives and by everybody who reads locally.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+use unibus_machine::key::ordinal;
+use unibus_machine::{Event, Machine};
+use unibus_proto::id::GroupId;
+use unibus_proto::log;
+
+use crate::codec::decode_message;
+use crate::env::Env;
+use crate::error::StoreError;
+use crate::mutants;
+use crate::segment::{Place, Segments};
+use crate::snapshot::{Base, Manifest, SnapshotData, Snapshots};
+use crate::tables::{FrozenRows, MemoryTables, StateHash, Tables};
+use crate::types::{Answer, Entry, LogId, Payload, SnapshotMeta, StoredMembership};
+use crate::watched::{WatchReceiverOf, Watched};
+
+/// The state hash is taken at each multiple of this index, on every replica.
+pub const HASH_INTERVAL: u64 = 256;
+/// Counted for each entry beside its proposal when deciding that a snapshot is due.
+const ENTRY_OVERHEAD_BYTES: u64 = 64;
+
+/// The machine as it runs here.
+pub type GroupMachine = Machine<MemoryTables>;
+
+/// Resolves when this node's own log is durable up to an index.
+pub type LogSynced = Arc<dyn Fn(u64) -> BoxFuture<'static, io::Result<()>> + Send + Sync>;
+
+/// An entry that was applied, and what happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AppliedEntry {
+    /// The group.
+    pub group: GroupId,
+    /// Its index.
+    pub index: u64,
+    /// What happened, in order.
+    pub events: Vec<Event>,
+    /// A snapshot was installed instead: anything may have changed, and no events say what.
+    pub reset: bool,
+}
+
+/// State of a group on this node.
+pub struct Replica<E: Env> {
+    pub(crate) place: Place,
+    state: RwLock<State>,
+    pub(crate) segments: Segments<E>,
+    pub(crate) snapshots: Snapshots<E>,
+    applied: Watched<E, u64>,
+    events: Mutex<Option<mpsc::Sender<Arc<AppliedEntry>>>>,
+    log_bytes: AtomicU64,
+    snapshot_log_bytes: u64,
+    snapshot_due: Watched<E, u64>,
+    segment_bytes: u64,
+}
+
+struct State {
+    machine: GroupMachine,
+    last_applied: Option<LogId>,
+    membership: StoredMembership,
+    hash: (u64, StateHash),
+}
+
+/// How a replica is sized.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplicaConfig {
+    /// Build a snapshot after so many bytes of log.
+    pub snapshot_log_bytes: u64,
+    /// Segments are cut at this size, the same on all replicas of a cluster.
+    pub segment_bytes: u64,
+}
+
+impl<E: Env> Replica<E> {
+    /// The state that a base holds.
+    pub fn new(place: Place, base: Base<E>, config: ReplicaConfig) -> Self {
+        let (manifest, rows) = base.rows.map_or((None, FrozenRows::new()), |(manifest, rows)| (Some(manifest), rows));
+        let meta = manifest.map(|manifest| manifest.meta).unwrap_or_default();
+        let index = meta.last_log_id.map_or(0, |id| id.index);
+        Self {
+            place,
+            state: RwLock::new(State::restore(place, config.segment_bytes, meta, rows)),
+            segments: base.segments,
+            snapshots: base.snapshots,
+            applied: Watched::new(index),
+            events: Mutex::new(None),
+            log_bytes: AtomicU64::new(0),
+            snapshot_log_bytes: config.snapshot_log_bytes,
+            snapshot_due: Watched::new(0),
+            segment_bytes: config.segment_bytes,
+        }
+    }
+
+    /// Applies the next entry.
+    pub(crate) fn apply(&self, entry: &Entry) -> io::Result<(Answer, Vec<Event>)> {
+        let mut state = self.write();
+        let fault = |why: String| io::Error::other(format!("apply {} entry {}: {why}", self.place.group, entry.log_id));
+        let (answer, events) = match &entry.payload {
+            Payload::Blank => (Answer::default(), vec![]),
+            Payload::Membership(membership) => {
+                state.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                (Answer::default(), vec![])
+            }
+            Payload::Normal(proposal) => {
+                self.log_bytes.fetch_add(proposal.0.len() as u64, Ordering::Relaxed);
+                let proposal = decode_message(proposal.0.clone(), "proposal").map_err(|e| fault(e.to_string()))?;
+                state.run(self.place.group, entry.log_id, proposal).map_err(fault)?
+            }
+        };
+        events.iter().try_for_each(|event| self.store(event)).map_err(fault)?;
+        state.last_applied = Some(entry.log_id);
+        if entry.log_id.index.is_multiple_of(HASH_INTERVAL) {
+            state.hash = (entry.log_id.index, state.machine.rows_mut().state_hash());
+        }
+        drop(state);
+        self.applied.update(|applied| *applied = entry.log_id.index);
+        self.count_log_bytes();
+        Ok((answer, events))
+    }
+
+    /// Puts what an event says into the segments.
+    fn store(&self, event: &Event) -> Result<(), String> {
+        match event {
+            Event::Appended { segment, room, deliveries } => self.segments.append(*segment, *room, deliveries),
+            Event::SegmentCut { segment } => self.segments.cut(*segment).map(drop),
+            Event::SegmentSealed { segment, length, hash } => match self.segments.sealed(*segment) {
+                Some(own) if (own.length, own.hash) == (*length, *hash) => Ok(()),
+                own => Err(format!(
+                    "segment {segment} is sealed by the log with {length} bytes, here it is {own:?}: \
+                     this replica differs from the one that proposed it; compare the state hashes of the nodes"
+                )),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn count_log_bytes(&self) {
+        let bytes = self.log_bytes.fetch_add(ENTRY_OVERHEAD_BYTES, Ordering::Relaxed) + ENTRY_OVERHEAD_BYTES;
+        if bytes >= self.snapshot_log_bytes {
+            self.log_bytes.store(0, Ordering::Relaxed);
+            self.ask_snapshot();
+        }
+    }
+
+    /// Says that a snapshot is due.
+    pub(crate) fn ask_snapshot(&self) {
+        self.snapshot_due.update(|asked| *asked += 1);
+    }
+
+    /// Counts how often a snapshot was asked for.
+    pub(crate) fn snapshot_due(&self) -> WatchReceiverOf<E, u64> {
+        self.snapshot_due.subscribe()
+    }
+
+    /// Tells the subscriber, if there is one; waits while it is behind.
+    pub(crate) async fn tell(&self, index: u64, events: Vec<Event>, reset: bool) {
+        let sender = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(sender) = sender else { return };
+        let entry = AppliedEntry { group: self.place.group, index, events, reset };
+        if sender.send(Arc::new(entry)).await.is_err() {
+            *self.events.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    /// Everything applied from here on; an earlier subscriber hears no more.
+    pub fn subscribe(&self, capacity: usize) -> mpsc::Receiver<Arc<AppliedEntry>> {
+        let (sender, receiver) = mpsc::channel(capacity);
+        *self.events.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// Reads the machine; keep it short, `apply` waits.
+    pub fn view<T>(&self, read: impl FnOnce(&GroupMachine) -> T) -> T {
+        read(&self.read().machine)
+    }
+
+    /// The index that was applied last.
+    pub(crate) fn applied(&self) -> WatchReceiverOf<E, u64> {
+        self.applied.subscribe()
+    }
+
+    /// What was applied last, and the membership at it.
+    pub(crate) fn coverage(&self) -> SnapshotMeta {
+        let state = self.read();
+        SnapshotMeta { last_log_id: state.last_applied, last_membership: state.membership.clone() }
+    }
+
+    /// The state hash at the last multiple of [`HASH_INTERVAL`].
+    pub fn hash_at_interval(&self) -> (u64, StateHash) {
+        self.read().hash
+    }
+
+    /// The state hash as of now, with the index that it belongs to.
+    pub fn hash_now(&self) -> (u64, StateHash) {
+        let mut state = self.write();
+        (state.last_applied.map_or(0, |id| id.index), state.machine.rows_mut().state_hash())
+    }
+
+    /// Builds a snapshot of what is applied. It begins only once the log itself is durable so far: a
+    /// base ahead of the log could not be started from.
+    pub(crate) async fn build_snapshot(&self, synced: Option<&LogSynced>) -> Result<SnapshotData, StoreError> {
+        let (manifest, rows) = self.freeze();
+        if let Some(current) = self.snapshots.current().filter(|current| *current.meta() == manifest.meta) {
+            return Ok(current);
+        }
+        if let (Some(synced), Some(last)) = (synced, manifest.meta.last_log_id) {
+            let failed = |source| StoreError::Io { step: "wait for the log", path: self.segments.dir().into(), source };
+            synced(last.index).await.map_err(failed)?;
+        }
+        let failed = |source| StoreError::Io { step: "sync segments in", path: self.segments.dir().into(), source };
+        self.segments.sync().await.map_err(failed)?;
+        self.snapshots.save(manifest, &rows).await
+    }
+
+    /// Rows and segments at one moment.
+    fn freeze(&self) -> (Manifest, FrozenRows) {
+        let mut state = self.write();
+        let mut state_hash = state.machine.rows_mut().state_hash();
+        let mut rows = state.machine.rows().freeze();
+        let meta = SnapshotMeta { last_log_id: state.last_applied, last_membership: state.membership.clone() };
+        let segments = self.segments.manifest();
+        drop(state);
+        if mutants::is("snapshot-without-producers") {
+            let producers = ordinal::PRODUCER..=ordinal::PRODUCER_EXPIRY;
+            rows.retain(|key, _| !key.first().is_some_and(|kind| producers.contains(kind)));
+            state_hash = StateHash::of(&rows);
+        }
+        (Manifest { meta, state_hash, segments }, rows)
+    }
+
+    /// Makes a snapshot from elsewhere the state.
+    pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(), StoreError> {
+        let (installed, rows) = self.snapshots.install(data).await?;
+        self.segments.reload(&installed.manifest.segments).await?;
+        let meta = installed.meta().clone();
+        let index = meta.last_log_id.map_or(0, |id| id.index);
+        *self.write() = State::restore(self.place, self.segment_bytes, meta, rows);
+        self.applied.update(|applied| *applied = index);
+        self.tell(index, vec![], true).await;
+        Ok(())
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn restore(place: Place, segment_bytes: u64, meta: SnapshotMeta, rows: FrozenRows) -> Self {
+        let mut tables = MemoryTables::default();
+        tables.restore(rows);
+        let index = meta.last_log_id.map_or(0, |id| id.index);
+        let hash = (index, tables.state_hash());
+        let machine = Machine::new(place.group, place.cluster, tables).with_segment_bytes(segment_bytes);
+        Self { machine, last_applied: meta.last_log_id, membership: meta.last_membership, hash }
+    }
+
+    fn run(&mut self, group: GroupId, log_id: LogId, proposal: log::Proposal) -> Result<(Answer, Vec<Event>), String> {
+        let entry = unibus_machine::Entry { group, index: log_id.index, term: log_id.leader_id.term };
+        // A panic is a bug in the rules. It must stop this replica, not leave it half applied.
+        let applied = catch_unwind(AssertUnwindSafe(|| self.machine.apply(entry, proposal)));
+        let applied = applied.map_err(|_| "the machine panicked; this is a bug, keep the directory".to_string())?;
+        Ok((Answer(applied.reply), applied.events))
+    }
+}

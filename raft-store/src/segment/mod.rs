@@ -1,0 +1,194 @@
+//! Message bodies of a shard, appended in apply order to files that are sealed where the machine says.
+//!
+//! Between snapshots the files need no fsync: the write-ahead log holds what they hold. On start they
+//! are cut to the lengths in the snapshot used, and replay writes the rest again, byte by byte the same.
+//! Every read verifies checksum, room and sequence; what does not match is [`TimelineError::Corrupt`]
+//! and is never served.
+
+mod format;
+mod ledger;
+mod load;
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use unibus_machine::StoredDelivery;
+use unibus_proto::id::RoomId;
+use unibus_proto::position::Sequence;
+
+use crate::env::{Disk, DiskFile, Env, OpenMode};
+use crate::error::StoreError;
+
+pub use format::Place;
+use ledger::Ledger;
+
+/// Open files kept for reading; a shard rarely reads more at once.
+const FILES_MAX: usize = 64;
+
+/// A file of a manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentEntry {
+    /// Its id in the shard.
+    pub id: u64,
+    /// Bytes: all of a sealed file, a prefix of the open one.
+    pub length: u64,
+    /// BLAKE3 of these bytes.
+    pub hash: [u8; 32],
+    /// Whether it is complete.
+    pub sealed: bool,
+}
+
+/// Why a timeline cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TimelineError {
+    /// The position is not on the timeline.
+    #[error("position outside the timeline: it reaches from {floor} to {head}")]
+    OutOfRange {
+        /// The oldest sequence.
+        floor: Sequence,
+        /// The newest sequence.
+        head: Sequence,
+    },
+    /// The bytes on disk are not what was written; they are not served.
+    #[error("{0}")]
+    Corrupt(String),
+    /// The shard stores nothing of this room.
+    #[error("the shard stores no such room")]
+    NotFound,
+}
+
+/// The segments of one shard.
+pub struct Segments<E: Env> {
+    env: E,
+    place: Place,
+    dir: PathBuf,
+    tail_bytes_max: u64,
+    ledger: Mutex<Ledger>,
+    files: Mutex<BTreeMap<u64, <E::Disk as Disk>::File>>,
+    /// Held while files are written or exchanged; knows the files with unsynced bytes.
+    writer: tokio::sync::Mutex<BTreeSet<u64>>,
+}
+
+/// The file of segment `id` in `dir`.
+pub fn segment_path(dir: &Path, id: u64) -> PathBuf {
+    dir.join(format!("{id:012}.segment"))
+}
+
+impl<E: Env> Segments<E> {
+    /// The files in `dir` as `manifest` lists them: anything beyond is cut off or removed. Nothing is
+    /// changed unless all of them are whole.
+    pub async fn load(
+        env: E,
+        dir: PathBuf,
+        place: Place,
+        tail_bytes_max: u64,
+        manifest: &[SegmentEntry],
+    ) -> Result<Self, StoreError> {
+        let ledger = load::load(&env, &dir, place, manifest).await?;
+        Ok(Self {
+            env,
+            place,
+            dir,
+            tail_bytes_max,
+            ledger: Mutex::new(ledger),
+            files: Mutex::new(BTreeMap::new()),
+            writer: tokio::sync::Mutex::new(BTreeSet::new()),
+        })
+    }
+
+    /// Takes over the files of an installed snapshot.
+    pub async fn reload(&self, manifest: &[SegmentEntry]) -> Result<(), StoreError> {
+        let mut unsynced = self.writer.lock().await;
+        let ledger = load::load(&self.env, &self.dir, self.place, manifest).await?;
+        *self.ledger() = ledger;
+        self.files().clear();
+        unsynced.clear();
+        Ok(())
+    }
+
+    /// Where the files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Appends records in memory; [`flush`](Self::flush) writes them out.
+    pub fn append(&self, segment: u64, room: RoomId, deliveries: &[StoredDelivery]) -> Result<(), String> {
+        self.ledger().append(segment, room, deliveries)
+    }
+
+    /// Seals the open file.
+    pub fn cut(&self, segment: u64) -> Result<SegmentEntry, String> {
+        self.ledger().cut(segment)
+    }
+
+    /// A sealed file.
+    pub fn sealed(&self, id: u64) -> Option<SegmentEntry> {
+        self.ledger().sealed(id)
+    }
+
+    /// All files as they stand.
+    pub fn manifest(&self) -> Vec<SegmentEntry> {
+        self.ledger().manifest()
+    }
+
+    /// Writes out what was appended.
+    pub async fn flush(&self) -> io::Result<()> {
+        let mut unsynced = self.writer.lock().await;
+        self.write_out(&mut unsynced).await
+    }
+
+    /// Writes out what was appended and makes it durable.
+    pub async fn sync(&self) -> io::Result<()> {
+        let mut unsynced = self.writer.lock().await;
+        self.write_out(&mut unsynced).await?;
+        for segment in unsynced.iter() {
+            self.file(*segment, OpenMode::Write).await?.sync_data().await?;
+        }
+        if !unsynced.is_empty() {
+            self.env.disk().sync_dir(&self.dir).await?;
+            unsynced.clear();
+        }
+        Ok(())
+    }
+
+    async fn write_out(&self, unsynced: &mut BTreeSet<u64>) -> io::Result<()> {
+        let todo = self.ledger().unwritten();
+        for write in todo {
+            let end = write.offset + write.parts.iter().map(|part| part.len() as u64).sum::<u64>();
+            unsynced.insert(write.segment);
+            self.file(write.segment, OpenMode::Create).await?.write_at(write.offset, write.parts).await?;
+            self.ledger().written((write.segment, end), self.tail_bytes_max);
+        }
+        Ok(())
+    }
+
+    async fn file(&self, segment: u64, mode: OpenMode) -> io::Result<<E::Disk as Disk>::File> {
+        let known = self.files().get(&segment).cloned();
+        if let Some(file) = known {
+            return Ok(file);
+        }
+        // One handle serves readers and the writer: it is opened for both.
+        let mode = if mode == OpenMode::Read { OpenMode::Write } else { mode };
+        let file = self.env.disk().open(&segment_path(&self.dir, segment), mode).await?;
+        let mut files = self.files();
+        if files.len() >= FILES_MAX {
+            files.pop_first();
+        }
+        files.insert(segment, file.clone());
+        Ok(file)
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn files(&self) -> MutexGuard<'_, BTreeMap<u64, <E::Disk as Disk>::File>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+use std::fs;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use unibus_proto::id::{ClusterId, GroupId};
+
+use super::*;
+use crate::testing::TestEnv;
+
+const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(3) };
+const ROOM: RoomId = RoomId([1; 16]);
+const OTHER: RoomId = RoomId([2; 16]);
+
+fn delivery(sequence: u64, bytes: usize) -> StoredDelivery {
+    let byte = (sequence % 251) as u8;
+    StoredDelivery { sequence: Sequence(sequence), at_ms: 1000 + sequence, bytes: Bytes::from(vec![byte; bytes]) }
+}
+
+async fn load(dir: &Path, tail: u64, manifest: &[SegmentEntry]) -> Result<Segments<TestEnv>, StoreError> {
+    Segments::load(TestEnv::new(1), dir.to_path_buf(), PLACE, tail, manifest).await
+}
+
+/// Two rooms in turns, sealed after each third.
+async fn filled(dir: &Path, tail: u64) -> Segments<TestEnv> {
+    let segments = load(dir, tail, &[]).await.expect("empty");
+    for segment in 0..3 {
+        for part in 0..5 {
+            let first = segment * 50 + part * 10;
+            let mine: Vec<_> = (first..first + 10).map(|s| delivery(s, 300)).collect();
+            segments.append(segment, ROOM, &mine).expect("appends");
+            segments.append(segment, OTHER, &[delivery(segment * 5 + part, 70_000)]).expect("appends");
+        }
+        if segment < 2 {
+            segments.cut(segment).expect("seals");
+        }
+        segments.flush().await.expect("flushes");
+    }
+    segments
+}
+
+async fn all(segments: &Segments<TestEnv>, room: RoomId) -> Result<Vec<StoredDelivery>, TimelineError> {
+    let mut out: Vec<StoredDelivery> = vec![];
+    loop {
+        let from = Sequence(out.len() as u64);
+        let more = segments.read(room, from, 4096, 7).await?;
+        if more.is_empty() {
+            return Ok(out);
+        }
+        out.extend(more);
+    }
+}
+
+fn expected(count: u64, bytes: usize) -> Vec<StoredDelivery> {
+    (0..count).map(|s| delivery(s, bytes)).collect()
+}
+
+#[tokio::test]
+async fn reads_what_was_appended_from_memory_and_from_disk() {
+    for tail in [0, 20_000, u64::MAX] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let segments = filled(dir.path(), tail).await;
+        assert_eq!(all(&segments, ROOM).await, Ok(expected(150, 300)), "tail {tail}");
+        assert_eq!(all(&segments, OTHER).await, Ok(expected(15, 70_000)), "tail {tail}");
+    }
+}
+
+#[tokio::test]
+async fn appended_is_readable_before_it_is_written() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = filled(dir.path(), 0).await;
+    segments.append(2, ROOM, &[delivery(150, 300), delivery(151, 300)]).expect("appends");
+    let read = segments.read(ROOM, Sequence(149), usize::MAX, 10).await;
+    assert_eq!(read, Ok(vec![delivery(149, 300), delivery(150, 300), delivery(151, 300)]));
+}
+
+#[tokio::test]
+async fn caps_are_kept_but_one_is_always_given() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = filled(dir.path(), 0).await;
+    let read = async |bytes, count| segments.read(ROOM, Sequence(5), bytes, count).await.expect("reads").len();
+    assert_eq!(read(usize::MAX, 3).await, 3);
+    assert_eq!(read(900, 100).await, 3);
+    assert_eq!(read(899, 100).await, 2);
+    assert_eq!(read(0, 100).await, 1);
+}
+
+#[tokio::test]
+async fn positions_outside_are_named() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = filled(dir.path(), 0).await;
+    assert_eq!(segments.read(ROOM, Sequence(150), 1, 1).await, Ok(vec![]));
+    let outside = TimelineError::OutOfRange { floor: Sequence(0), head: Sequence(149) };
+    assert_eq!(segments.read(ROOM, Sequence(151), 1, 1).await, Err(outside));
+    assert_eq!(segments.read(RoomId([9; 16]), Sequence(0), 1, 1).await, Err(TimelineError::NotFound));
+}
+
+#[tokio::test]
+async fn a_gap_and_a_closed_segment_are_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = filled(dir.path(), 0).await;
+    assert!(segments.append(2, ROOM, &[delivery(151, 1)]).is_err(), "a gap");
+    let segments = filled(dir.path(), 0).await;
+    assert!(segments.append(1, ROOM, &[delivery(150, 1)]).is_err(), "sealed");
+    assert!(segments.append(3, ROOM, &[delivery(150, 1)]).is_err(), "not the open one");
+}
+
+#[tokio::test]
+async fn a_restart_cuts_to_the_manifest_and_replay_writes_the_same_bytes() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = filled(dir.path(), 0).await;
+    let manifest = segments.manifest();
+    let head = delivery(150, 300);
+    segments.append(2, ROOM, std::slice::from_ref(&head)).expect("appends");
+    segments.cut(2).expect("seals");
+    segments.append(3, ROOM, &[delivery(151, 300)]).expect("appends");
+    segments.sync().await.expect("syncs");
+    let (sealed, bytes) = (segments.sealed(2), fs::read(segment_path(dir.path(), 2)).expect("reads"));
+    drop(segments);
+
+    let again = load(dir.path(), 0, &manifest).await.expect("loads");
+    assert_eq!(again.manifest(), manifest);
+    assert!(!segment_path(dir.path(), 3).exists(), "replay makes it again");
+    assert_eq!(all(&again, ROOM).await, Ok(expected(150, 300)));
+    again.append(2, ROOM, &[head]).expect("replays");
+    again.cut(2).expect("replays");
+    again.flush().await.expect("flushes");
+    assert_eq!(again.sealed(2), sealed);
+    assert_eq!(fs::read(segment_path(dir.path(), 2)).expect("reads"), bytes);
+    let whole: [u8; 32] = blake3::hash(&bytes).into();
+    assert_eq!(sealed.map(|entry| (entry.length, entry.hash)), Some((bytes.len() as u64, whole)));
+}
+
+#[tokio::test]
+async fn a_shorter_or_missing_file_is_refused_at_start() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let manifest = filled(dir.path(), 0).await.manifest();
+    for entry in &manifest {
+        let path = segment_path(dir.path(), entry.id);
+        let good = fs::read(&path).expect("reads");
+        for cut in [0, 63, 64, 65, good.len() / 2, good.len() - 1] {
+            fs::write(&path, &good[..cut]).expect("cut");
+            let error = load(dir.path(), 0, &manifest).await.err().expect("a shorter file").to_string();
+            assert!(error.contains("is damaged at byte"), "{error}");
+        }
+        fs::remove_file(&path).expect("remove");
+        assert!(load(dir.path(), 0, &manifest).await.is_err(), "a missing file");
+        fs::write(&path, &good).expect("restore");
+    }
+    assert!(load(dir.path(), 0, &manifest).await.is_ok(), "nothing was changed by the refusals");
+}
+
+#[tokio::test]
+async fn a_flipped_bit_is_refused_at_start_or_corrupt_when_read() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let manifest = filled(dir.path(), 0).await.manifest();
+    for entry in &manifest {
+        let path = segment_path(dir.path(), entry.id);
+        let good = fs::read(&path).expect("reads");
+        let bits = (0..good.len() * 8).step_by(good.len() * 8 / 300);
+        for bit in bits.chain(0..64).chain(good.len() * 8 - 256..good.len() * 8) {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &bad).expect("flip");
+            let Ok(segments) = load(dir.path(), 0, &manifest).await else { continue };
+            let read = [all(&segments, ROOM).await.map(|_| ()), all(&segments, OTHER).await.map(|_| ())];
+            let corrupt = read.iter().any(|read| matches!(read, Err(TimelineError::Corrupt(_))));
+            assert!(corrupt, "segment {} bit {bit}: {read:?}", entry.id);
+        }
+        fs::write(&path, &good).expect("restore");
+    }
+}
+
+#[tokio::test]
+async fn a_file_in_the_place_of_another_is_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let manifest = filled(dir.path(), 0).await.manifest();
+    fs::copy(segment_path(dir.path(), 0), segment_path(dir.path(), 1)).expect("copy");
+    assert!(load(dir.path(), 0, &manifest).await.is_err());
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = PLACE.decode_record(0, 64, &Bytes::from(bytes.clone()));
+        let _ = format::Footer::decode(0, 64, &bytes);
+        let _ = format::Footer::begin(200, &bytes);
+        let _ = PLACE.check_header(0, &bytes);
+    }
+}

@@ -1,0 +1,269 @@
+//! All groups of a node over one write-ahead log: opening, serving peers, snapshots, faults, shutdown.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openraft::errors::Fatal;
+use tokio::sync::Semaphore;
+use unibus_proto::id::{DirectoryId, GroupId, NodeId};
+use unibus_proto::peer::stream_open::Purpose;
+
+use crate::env::{Disk, Duplex, Env, WatchReceiver, sleep, spawn};
+use crate::error::{StoreError, io_at};
+use crate::faults::Faults;
+use crate::group::{Group, Inner};
+use crate::identity::{Identity, WAL_DIR};
+use crate::log::LogStore;
+use crate::network::{self, Network, StreamKind};
+use crate::replica::{LogSynced, Replica, ReplicaConfig};
+use crate::segment::Place;
+use crate::snapshot::Snapshots;
+use crate::state::StateMachine;
+use crate::types::Raft;
+use crate::wal::{GroupLog, Wal};
+use crate::watched::{WatchReceiverOf, Watched};
+
+mod config;
+
+pub use config::{RaftTiming, StoreConfig};
+
+/// A snapshot that could not be built is tried again after this time.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
+
+/// All groups of a node; cheap to clone.
+pub struct Store<E: Env>(Arc<Shared<E>>);
+
+struct Shared<E: Env> {
+    groups: BTreeMap<GroupId, Group<E>>,
+    wal: Wal<E>,
+    faults: Faults,
+    stop: Watched<E, bool>,
+    /// Until the first shutdown, which takes it.
+    running: Mutex<bool>,
+}
+
+impl<E: Env> Clone for Store<E> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<E: Env> Store<E> {
+    /// Opens the groups in `config.dir`, which must be the directory of `identity`, and takes part in
+    /// them from here on. An empty directory gets an empty log first.
+    pub async fn open(env: E, identity: Identity, config: StoreConfig) -> Result<Self, StoreError> {
+        let raft_config = Arc::new(config.raft_config(&identity)?);
+        let wal = open_wal(&env, &identity, &config).await?;
+        let faults = Faults::default();
+        let build = Arc::new(Semaphore::new(1));
+        let stop = Watched::<E, bool>::new(false);
+        let opening = Opening { env, identity, config, raft_config, faults, build };
+        let mut groups = BTreeMap::new();
+        for id in (0..opening.config.groups).map(GroupId) {
+            let group = opening.group(id, wal.group(id)).await?;
+            spawn::<E>(watch_faults(group.clone(), opening.faults.clone(), stop.subscribe()));
+            spawn::<E>(build_snapshots(group.clone(), stop.subscribe()));
+            groups.insert(id, group);
+        }
+        spawn::<E>(watch_wal::<E>(wal.fault(), opening.faults.clone(), stop.subscribe()));
+        Ok(Self(Arc::new(Shared { groups, wal, faults: opening.faults, stop, running: Mutex::new(true) })))
+    }
+
+    /// A group; none when the id is above the number of shards.
+    pub fn group(&self, id: GroupId) -> Option<Group<E>> {
+        self.0.groups.get(&id).cloned()
+    }
+
+    /// All groups, ascending.
+    pub fn groups(&self) -> impl Iterator<Item = Group<E>> + '_ {
+        self.0.groups.values().cloned()
+    }
+
+    /// The write-ahead log, for its figures.
+    pub fn wal(&self) -> &Wal<E> {
+        &self.0.wal
+    }
+
+    /// Whether `directory` is the one that the membership of the meta group knows for `peer`; none while
+    /// this node knows no membership.
+    pub fn knows_peer(&self, peer: NodeId, directory: DirectoryId) -> Option<bool> {
+        let meta = self.0.groups.get(&GroupId::META)?;
+        let members: BTreeMap<_, _> = meta.members().collect();
+        (!members.is_empty()).then(|| members.get(&peer) == Some(&directory))
+    }
+
+    /// Serves a stream that `peer` opened for Raft until it ends. Cluster, node and directory were
+    /// checked when it was accepted.
+    pub async fn serve_raft(&self, peer: NodeId, purpose: Purpose, duplex: Duplex<E::Net>) {
+        let (kind, group) = match purpose {
+            Purpose::Append(group) => (StreamKind::Replication, group.group),
+            Purpose::Control(group) => (StreamKind::Heartbeat, group.group),
+            Purpose::Snapshot(group) => (StreamKind::Snapshot, group.group),
+            Purpose::Node(_) | Purpose::Formation(_) => return,
+        };
+        let Some(group) = self.group(GroupId(group)) else {
+            return tracing::warn!(%peer, group, "peer opened a stream of a group that this node does not have");
+        };
+        if let Err(error) = network::serve(&group.0.raft, &group.0.replica, kind, duplex).await {
+            tracing::debug!(%peer, group = %group.id(), %error, "raft stream ended");
+        }
+    }
+
+    /// Resolves with the first fatal error of any group: then the process must exit.
+    pub fn faults(&self) -> impl Future<Output = String> + Send + 'static {
+        self.0.faults.wait()
+    }
+
+    /// Stops all groups, then the write-ahead log. Leaderships are to be handed over before.
+    pub async fn shutdown(&self) {
+        if !std::mem::replace(&mut *self.0.running.lock().unwrap_or_else(PoisonError::into_inner), false) {
+            return;
+        }
+        self.0.stop.update(|stop| *stop = true);
+        for group in self.0.groups.values() {
+            if let Err(error) = group.0.raft.shutdown().await {
+                tracing::warn!(group = %group.id(), %error, "raft did not stop in order");
+            }
+        }
+        self.0.wal.shutdown().await;
+    }
+}
+
+/// What is needed to open a group.
+struct Opening<E: Env> {
+    env: E,
+    identity: Identity,
+    config: StoreConfig,
+    raft_config: Arc<openraft::Config>,
+    faults: Faults,
+    build: Arc<Semaphore>,
+}
+
+impl<E: Env> Opening<E> {
+    async fn group(&self, id: GroupId, log: GroupLog<E>) -> Result<Group<E>, StoreError> {
+        let (config, node) = (&self.config, self.identity.node);
+        let place = Place { cluster: self.identity.cluster, group: id };
+        let purged = log.state().purged.map(|id| id.index);
+        let dir = group_dir(&config.dir, id);
+        let base = Snapshots::open(&self.env, &dir, place, config.timeline_tail_bytes, purged).await?;
+        let sizes =
+            ReplicaConfig { snapshot_log_bytes: config.snapshot_log_bytes, segment_bytes: config.segment_bytes };
+        let replica = Arc::new(Replica::new(place, base, sizes));
+        let progress = config.raft.election_max;
+        let network = Network::new(self.env.clone(), self.identity, id, progress);
+        let (store, machine) = (LogStore::new(log.clone()), StateMachine::new(replica.clone()));
+        let raft: Raft<E, StateMachine<E>> = Raft::new(node, self.raft_config.clone(), network, store, machine)
+            .await
+            .map_err(|fatal| StoreError::Raft { group: id, why: fatal.to_string() })?;
+        let inner = Inner {
+            id,
+            node,
+            raft,
+            replica,
+            synced: synced(log),
+            build: self.build.clone(),
+            heartbeat: config.raft.heartbeat,
+        };
+        let group = Group(Arc::new(inner));
+        self.check_directory(&group)?;
+        Ok(group)
+    }
+
+    /// The membership must know this very directory: a copy of the identity on another disk is another.
+    fn check_directory(&self, group: &Group<E>) -> Result<(), StoreError> {
+        let own = self.identity.directory;
+        match group.members().find(|(node, _)| *node == self.identity.node) {
+            Some((node, member)) if member != own => Err(StoreError::Config(format!(
+                "{}: the membership of {} knows directory {member} for node {node}, this is {own}; \
+                 point the node at its own directory",
+                self.config.dir.display(),
+                group.id()
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where the snapshots and segments of a group are.
+fn group_dir(dir: &Path, group: GroupId) -> PathBuf {
+    dir.join("groups").join(group.to_string())
+}
+
+async fn open_wal<E: Env>(env: &E, identity: &Identity, config: &StoreConfig) -> Result<Wal<E>, StoreError> {
+    let dir = config.dir.join(WAL_DIR);
+    let minting = Identity::is_minting(env, &config.dir).await?;
+    if minting {
+        // Nothing in it counts: nobody was told of this directory yet.
+        env.disk().remove_dir_all(&dir).await.map_err(io_at("remove", &dir))?;
+        Wal::create(env, &dir, identity.cluster, &config.wal).await?;
+        Identity::finish_minting(env, &config.dir).await?;
+    }
+    Ok(Wal::open(env, &dir, identity.cluster, config.wal.clone()).await?)
+}
+
+/// When the group's log is on this node's disk up to an index.
+fn synced<E: Env>(log: GroupLog<E>) -> LogSynced {
+    Arc::new(move |index| {
+        let log = log.clone();
+        Box::pin(async move {
+            if log.flushed_index() < Some(index) {
+                log.barrier().await?;
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Reports when Raft of a group stops for another reason than shutdown.
+async fn watch_faults<E: Env>(group: Group<E>, faults: Faults, mut stop: WatchReceiverOf<E, bool>) {
+    let mut watch = group.watch();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.changed() => return,
+            goes_on = watch.changed() => if goes_on { continue },
+        }
+        let state = group.0.raft.metrics().borrow_watched().running_state.clone();
+        let stopping = *stop.borrow_watched();
+        match state {
+            Err(Fatal::Stopped) | Ok(()) if stopping => {}
+            Err(fatal) => faults.report(format!("group {}: {fatal}", group.id())),
+            Ok(()) => faults.report(format!("group {}: raft ended without a reason", group.id())),
+        }
+        return;
+    }
+}
+
+async fn watch_wal<E: Env>(
+    fault: impl Future<Output = String> + Send,
+    faults: Faults,
+    mut stop: WatchReceiverOf<E, bool>,
+) {
+    tokio::select! {
+        biased;
+        _ = stop.changed() => {}
+        error = fault => faults.report(error),
+    }
+}
+
+/// Builds snapshots when they are due. A failure is never fatal: the log is kept and it is tried again.
+async fn build_snapshots<E: Env>(group: Group<E>, mut stop: WatchReceiverOf<E, bool>) {
+    let mut due = group.0.replica.snapshot_due();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.changed() => return,
+            asked = due.changed() => if asked.is_err() { return },
+        }
+        while let Err(error) = group.snapshot().await {
+            tracing::warn!(group = %group.id(), %error, "snapshot is not built, it is tried again");
+            tokio::select! {
+                biased;
+                _ = stop.changed() => return,
+                () = sleep::<E>(SNAPSHOT_RETRY) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What a store is opened with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use openraft::{Config, SnapshotPolicy};
+use unibus_proto::limits::SEGMENT_BYTES;
+
+use crate::error::StoreError;
+use crate::identity::Identity;
+use crate::wal::WalConfig;
+
+/// Raft's clockwork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RaftTiming {
+    /// A leader lets hear from it this often.
+    pub heartbeat: Duration,
+    /// A follower waits at least so long before it stands for election.
+    pub election_min: Duration,
+    /// And at most so long; also the leader's lease.
+    pub election_max: Duration,
+}
+
+impl Default for RaftTiming {
+    fn default() -> Self {
+        // Fails over in about a second on a LAN; a longer log or a slow disk adds to it.
+        Self {
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(300),
+            election_max: Duration::from_millis(600),
+        }
+    }
+}
+
+/// How a store is made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoreConfig {
+    /// The node's data directory.
+    pub dir: PathBuf,
+    /// Number of groups: shards + 1. Fixed when the cluster is formed.
+    pub groups: u32,
+    /// The write-ahead log.
+    pub wal: WalConfig,
+    /// Raft's clockwork, the same on all nodes.
+    pub raft: RaftTiming,
+    /// Build a snapshot of a group after so many bytes of its log.
+    pub snapshot_log_bytes: u64,
+    /// The newest bytes of each shard's timeline that are kept in memory.
+    pub timeline_tail_bytes: u64,
+    /// Segments are cut at this size, the same on all nodes for ever.
+    pub segment_bytes: u64,
+    /// Lets a restarted leader go on leading without a vote, which loses acknowledged data
+    /// (ARCHITECTURE section 8). Only to show that the checkers see it.
+    pub danger_enable_leader_restore: bool,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::from("data"),
+            groups: 9,
+            wal: WalConfig::default(),
+            raft: RaftTiming::default(),
+            snapshot_log_bytes: 64 << 20,
+            timeline_tail_bytes: 8 << 20,
+            segment_bytes: SEGMENT_BYTES,
+            danger_enable_leader_restore: false,
+        }
+    }
+}
+
+impl StoreConfig {
+    /// The same for openraft.
+    pub(super) fn raft_config(&self, identity: &Identity) -> Result<Config, StoreError> {
+        if self.groups == 0 {
+            return Err(StoreError::Config("0 groups, expected at least the meta group".into()));
+        }
+        let millis = |duration: Duration| duration.as_millis() as u64;
+        let config = Config {
+            cluster_name: identity.cluster.to_string(),
+            heartbeat_interval: millis(self.raft.heartbeat),
+            election_timeout_min: millis(self.raft.election_min),
+            election_timeout_max: millis(self.raft.election_max),
+            enable_pre_vote: Some(true),
+            enable_leader_restore: Some(self.danger_enable_leader_restore),
+            // Without it an old leader that reaches one member of a majority blocks elections for ever.
+            quorum_loss_probe_interval: Some(2000),
+            max_payload_entries: 1024,
+            purge_batch_size: 1024,
+            install_snapshot_timeout: 30_000,
+            // Both are triggered by bytes (`replica.rs`), not by entries.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: u64::MAX,
+            ..Config::default()
+        };
+        let config = config.validate().map_err(|e| StoreError::Config(e.to_string()))?;
+        assert_eq!(config.enable_leader_restore, Some(self.danger_enable_leader_restore), "a leader must be elected");
+        Ok(config)
+    }
+}
