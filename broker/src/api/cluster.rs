@@ -12,7 +12,10 @@ use super::{Api, answer};
 
 #[async_trait]
 impl<E: Env> ClusterService for Api<E> {
-    async fn get_topology(&self, request: Request<GetTopologyRequest>) -> Result<Response<GetTopologyResponse>, Status> {
+    async fn get_topology(
+        &self,
+        request: Request<GetTopologyRequest>,
+    ) -> Result<Response<GetTopologyResponse>, Status> {
         self.caller(&request).await?;
         Ok(Response::new(self.service.topology()))
     }

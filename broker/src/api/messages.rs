@@ -39,7 +39,8 @@ impl<E: Env> MessageService for Api<E> {
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let caller = self.caller(&request).await?;
         let publishing = PublishStream::new(self.service.clone(), caller, request.into_inner());
-        let answers = stream::unfold(publishing, |mut publishing| async { Some((publishing.next().await?, publishing)) });
+        let answers =
+            stream::unfold(publishing, |mut publishing| async { Some((publishing.next().await?, publishing)) });
         Ok(Response::new(answers.boxed()))
     }
 

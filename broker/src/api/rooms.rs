@@ -2,7 +2,11 @@
 
 use tonic::{Request, Response, Status, async_trait};
 use unibus_proto::v1::room_service_server::RoomService;
-use unibus_proto::v1::{CreateRoomRequest, CreateRoomResponse, GetRoomRequest, GetRoomResponse, ListRoomsRequest, ListRoomsResponse, ListMembersRequest, ListMembersResponse, ReadRosterRequest, ReadRosterResponse, AppendRosterRequest, AppendRosterResponse};
+use unibus_proto::v1::{
+    AppendRosterRequest, AppendRosterResponse, CreateRoomRequest, CreateRoomResponse, GetRoomRequest, GetRoomResponse,
+    ListMembersRequest, ListMembersResponse, ListRoomsRequest, ListRoomsResponse, ReadRosterRequest,
+    ReadRosterResponse,
+};
 use unibus_raft_store::env::Env;
 
 use super::{Api, answer};
@@ -24,7 +28,10 @@ impl<E: Env> RoomService for Api<E> {
         answer(self.service.list_rooms(&caller, request.into_inner()).await)
     }
 
-    async fn list_members(&self, request: Request<ListMembersRequest>) -> Result<Response<ListMembersResponse>, Status> {
+    async fn list_members(
+        &self,
+        request: Request<ListMembersRequest>,
+    ) -> Result<Response<ListMembersResponse>, Status> {
         let caller = self.caller(&request).await?;
         answer(self.service.list_members(&caller, request.into_inner()).await)
     }
@@ -34,7 +41,10 @@ impl<E: Env> RoomService for Api<E> {
         answer(self.service.read_roster(&caller, request.into_inner()).await)
     }
 
-    async fn append_roster(&self, request: Request<AppendRosterRequest>) -> Result<Response<AppendRosterResponse>, Status> {
+    async fn append_roster(
+        &self,
+        request: Request<AppendRosterRequest>,
+    ) -> Result<Response<AppendRosterResponse>, Status> {
         let caller = self.caller(&request).await?;
         answer(self.service.append_roster(&caller, request.into_inner()).await)
     }

@@ -2,7 +2,11 @@
 
 use tonic::{Request, Response, Status, async_trait};
 use unibus_proto::v1::user_service_server::UserService;
-use unibus_proto::v1::{AddUserRequest, AddUserResponse, GetUserRequest, GetUserResponse, ListUsersRequest, ListUsersResponse, SetUserRoleRequest, SetUserRoleResponse, RevokeUserRequest, RevokeUserResponse, ReinstateUserRequest, ReinstateUserResponse};
+use unibus_proto::v1::{
+    AddUserRequest, AddUserResponse, GetUserRequest, GetUserResponse, ListUsersRequest, ListUsersResponse,
+    ReinstateUserRequest, ReinstateUserResponse, RevokeUserRequest, RevokeUserResponse, SetUserRoleRequest,
+    SetUserRoleResponse,
+};
 use unibus_raft_store::env::Env;
 
 use super::{Api, answer};
@@ -24,7 +28,10 @@ impl<E: Env> UserService for Api<E> {
         answer(self.service.list_users(&caller, request.into_inner()).await)
     }
 
-    async fn set_user_role(&self, request: Request<SetUserRoleRequest>) -> Result<Response<SetUserRoleResponse>, Status> {
+    async fn set_user_role(
+        &self,
+        request: Request<SetUserRoleRequest>,
+    ) -> Result<Response<SetUserRoleResponse>, Status> {
         let caller = self.caller(&request).await?;
         let user = self.service.set_user_role(&caller, request.into_inner()).await;
         answer(user.map(|user| SetUserRoleResponse { user: Some(user) }))
@@ -36,7 +43,10 @@ impl<E: Env> UserService for Api<E> {
         answer(user.map(|user| RevokeUserResponse { user: Some(user) }))
     }
 
-    async fn reinstate_user(&self, request: Request<ReinstateUserRequest>) -> Result<Response<ReinstateUserResponse>, Status> {
+    async fn reinstate_user(
+        &self,
+        request: Request<ReinstateUserRequest>,
+    ) -> Result<Response<ReinstateUserResponse>, Status> {
         let caller = self.caller(&request).await?;
         let user = self.service.reinstate_user(&caller, request.into_inner()).await;
         answer(user.map(|user| ReinstateUserResponse { user: Some(user) }))

@@ -75,7 +75,9 @@ impl<E: Env> Service<E> {
             return Ok(access);
         }
         let (user, _) = caller.user()?;
-        Err(Failure::forbidden(format!("publish to room {room}: {user} is a reader; ask an admin of the room for more")))
+        Err(Failure::forbidden(format!(
+            "publish to room {room}: {user} is a reader; ask an admin of the room for more"
+        )))
     }
 
     /// What the local replica knows of a room and of the user's membership.

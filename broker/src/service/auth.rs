@@ -149,7 +149,9 @@ impl<E: Env> Service<E> {
                 expires_ms: *expires_ms,
                 node_id,
             },
-            Caller::Local => WhoAmIResponse { user: "local".into(), role: "admin".into(), node_id, ..Default::default() },
+            Caller::Local => {
+                WhoAmIResponse { user: "local".into(), role: "admin".into(), node_id, ..Default::default() }
+            }
         })
     }
 
@@ -166,7 +168,8 @@ impl<E: Env> Service<E> {
 
     fn local_standing(&self, user: &Handle, device: DeviceId) -> Outcome<UserRole> {
         let row = self.shards().meta().view(|machine| machine.user(user));
-        let row = row.ok_or_else(|| Failure::unauthenticated(format!("user {user} is unknown; ask an admin to add it")))?;
+        let row =
+            row.ok_or_else(|| Failure::unauthenticated(format!("user {user} is unknown; ask an admin to add it")))?;
         if row.status() != UserStatus::Active {
             return Err(Failure::forbidden(format!("user {user} is revoked; an admin can reinstate it")));
         }
@@ -178,14 +181,18 @@ impl<E: Env> Service<E> {
     pub(super) fn bundle(&self, user: &Handle, device: DeviceId) -> Outcome<Signed> {
         let shard = self.shards().group(self.shards().of_user(user))?;
         shard.view(|machine| machine.device(user, device)).ok_or_else(|| {
-            Failure::unauthenticated(format!("device {device} is not, or no longer, on the list of user {user}; sign in again"))
+            Failure::unauthenticated(format!(
+                "device {device} is not, or no longer, on the list of user {user}; sign in again"
+            ))
         })
     }
 
     async fn verify_token(&self, token: &[u8]) -> Outcome<SignedIn> {
         if token.len() > TOKEN_BYTES_MAX {
             let found = token.len();
-            return Err(Failure::unauthenticated(format!("token: found {found} bytes, at most {TOKEN_BYTES_MAX} are allowed")));
+            return Err(Failure::unauthenticated(format!(
+                "token: found {found} bytes, at most {TOKEN_BYTES_MAX} are allowed"
+            )));
         }
         let claims = Token::decode(token).ok().and_then(|token| token.claims);
         let claims = claims.ok_or_else(|| Failure::unauthenticated("token: cannot be decoded; sign in"))?;
@@ -202,11 +209,14 @@ impl<E: Env> Service<E> {
 
     /// Checks the device's and the node's signature against this node's replicas.
     fn verify_claims(&self, signed: &Signed) -> Outcome<SignedIn> {
-        let claims: TokenClaims = signed.decode_unverified().map_err(|error| Failure::unauthenticated(format!("token: {error}")))?;
+        let claims: TokenClaims =
+            signed.decode_unverified().map_err(|error| Failure::unauthenticated(format!("token: {error}")))?;
         let (user, device) = named(&claims)?;
         let bundle: DeviceBundle = self.bundle(&user, device)?.decode_unverified()?;
         let node = self.shards().meta().view(|machine| machine.node(NodeId(claims.node_id)));
-        let node = node.ok_or_else(|| Failure::unauthenticated(format!("token: node {} is unknown; sign in again", claims.node_id)))?;
+        let node = node.ok_or_else(|| {
+            Failure::unauthenticated(format!("token: node {} is unknown; sign in again", claims.node_id))
+        })?;
         let cluster = self.inner.parts.identity.cluster;
         signed
             .verify::<TokenClaims>(cluster, &[&bundle.ed25519_key, &node.sign_key])

@@ -1,9 +1,7 @@
 //! Checks of request fields: everything that can be said without looking at any state.
 
 use unibus_proto::id::{Handle, RequestId};
-use unibus_proto::limits::{
-    BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, PAGE_DEFAULT, PAGE_MAX,
-};
+use unibus_proto::limits::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, PAGE_DEFAULT, PAGE_MAX};
 use unibus_proto::v1::{OutgoingMessage, PublishRequest, Signed, UserRole};
 
 use super::{Failure, Outcome};
@@ -56,7 +54,9 @@ pub(super) fn page_token<T: std::str::FromStr>(token: &str) -> Outcome<Option<T>
 pub(super) fn publish(request: &PublishRequest) -> Outcome<()> {
     let count = request.messages.len();
     if count == 0 || count > BATCH_MESSAGES_MAX {
-        return Err(Failure::invalid(format!("messages: found {count}, expected 1 to {BATCH_MESSAGES_MAX} in a request")));
+        return Err(Failure::invalid(format!(
+            "messages: found {count}, expected 1 to {BATCH_MESSAGES_MAX} in a request"
+        )));
     }
     if request.first_number == 0 || request.first_number.checked_add(count as u64).is_none() {
         let found = request.first_number;

@@ -42,7 +42,11 @@ impl<E: Env> Service<E> {
     }
 
     /// Moves the leadership of a group that this node leads.
-    pub async fn transfer_leader(&self, caller: &Caller, request: TransferLeaderRequest) -> Outcome<TransferLeaderResponse> {
+    pub async fn transfer_leader(
+        &self,
+        caller: &Caller,
+        request: TransferLeaderRequest,
+    ) -> Outcome<TransferLeaderResponse> {
         caller.check_admin("transfer leader")?;
         self.shards().transfer(GroupId(request.group), NodeId(request.to)).await?;
         Ok(TransferLeaderResponse { leader: request.to })

@@ -1,5 +1,6 @@
 //! Device lists: signed by the users, kept in their shards.
 
+use unibus_machine::verify_device_list;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, Handle};
 use unibus_proto::log::{DeviceListPut, UserAttach, proposal::Command, reply::Reply};
@@ -8,7 +9,6 @@ use unibus_proto::v1::{
     DeviceList, GetDeviceListRequest, GetDeviceListResponse, PublishDeviceListRequest, PublishDeviceListResponse,
     Signed, User,
 };
-use unibus_machine::verify_device_list;
 use unibus_raft_store::env::Env;
 
 use super::{Caller, Failure, Outcome, Service, check};
@@ -28,7 +28,11 @@ impl<E: Env> Service<E> {
     }
 
     /// The newest device list of a user.
-    pub async fn get_device_list(&self, caller: &Caller, request: GetDeviceListRequest) -> Outcome<GetDeviceListResponse> {
+    pub async fn get_device_list(
+        &self,
+        caller: &Caller,
+        request: GetDeviceListRequest,
+    ) -> Outcome<GetDeviceListResponse> {
         let user = check::handle(&request.user)?;
         if caller != &Caller::Local {
             caller.user()?;
@@ -78,7 +82,9 @@ impl<E: Env> Service<E> {
     /// A user of the local replica.
     pub(super) fn known_user(&self, user: &Handle) -> Outcome<User> {
         let row = self.shards().meta().view(|machine| machine.user(user));
-        row.ok_or_else(|| Failure::new(ErrorCode::UserNotFound, format!("user {user}: not found; ask an admin to add it")))
+        row.ok_or_else(|| {
+            Failure::new(ErrorCode::UserNotFound, format!("user {user}: not found; ask an admin to add it"))
+        })
     }
 }
 

@@ -97,7 +97,9 @@ impl<E: Env> Service<E> {
             Err(TimelineError::NotFound) => Err(Wanted::Id(room).not_found()),
             Err(TimelineError::Corrupt(why)) => {
                 let node = self.node();
-                let message = format!("read room {room} from sequence {from}: node {node} found damage: {why}; read from another node");
+                let message = format!(
+                    "read room {room} from sequence {from}: node {node} found damage: {why}; read from another node"
+                );
                 Err(Failure::new(ErrorCode::Corrupt, message))
             }
         }

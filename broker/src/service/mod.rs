@@ -70,7 +70,8 @@ impl<E: Env> Service<E> {
     pub fn new(parts: ServiceParts<E>) -> Self {
         let nodes = parts.nodes.iter().map(|node| NodeId(node.node_id));
         let peers = Peers::connect(&parts.env, parts.identity, nodes);
-        let shards = Shards::start(parts.env.clone(), parts.identity.node, parts.store.groups().collect(), peers.clone());
+        let shards =
+            Shards::start(parts.env.clone(), parts.identity.node, parts.store.groups().collect(), peers.clone());
         let registry = Arc::new(Registry::default());
         fanout::start(&shards, &registry);
         let service = Self {

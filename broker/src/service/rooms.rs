@@ -61,7 +61,10 @@ impl<E: Env> Service<E> {
                 after = Some(subject);
                 rooms.extend(access.map(|access| self.describe(&access)));
                 if rooms.len() == size {
-                    return Ok(ListRoomsResponse { rooms, next_page_token: after.map_or(String::new(), |it| it.to_string()) });
+                    return Ok(ListRoomsResponse {
+                        rooms,
+                        next_page_token: after.map_or(String::new(), |it| it.to_string()),
+                    });
                 }
             }
             if is_last {
@@ -105,7 +108,8 @@ impl<E: Env> Service<E> {
         let document: RosterEvent = event.decode_unverified()?;
         let wanted = Wanted::Id(RoomId::from_bytes(&document.room_id)?);
         let (user, _) = caller.user()?;
-        self.check_actor(caller, &document.actor_user.parse()?, DeviceId::from_bytes(&document.actor_device)?, actor).await?;
+        self.check_actor(caller, &document.actor_user.parse()?, DeviceId::from_bytes(&document.actor_device)?, actor)
+            .await?;
         // The retry of an event by which its author left must still be answered.
         let leaves = document.op() == RosterOp::Leave && document.subject_user == user.as_str();
         let shard = match self.readable(caller, &wanted).await {
@@ -144,11 +148,15 @@ impl<E: Env> Service<E> {
     async fn check_actor(&self, caller: &Caller, actor: &Handle, device: DeviceId, proof: &ActorProof) -> Outcome<()> {
         let (user, _) = caller.user()?;
         if actor != user {
-            return Err(Failure::forbidden(format!("roster event: found actor {actor}, expected {user}, who is signed in")));
+            return Err(Failure::forbidden(format!(
+                "roster event: found actor {actor}, expected {user}, who is signed in"
+            )));
         }
         self.standing(user, device).await?;
         if self.known_user(user)?.user_key != proof.user_key {
-            return Err(Failure::forbidden(format!("roster event: its proof has another user key than the cluster has for {user}")));
+            return Err(Failure::forbidden(format!(
+                "roster event: its proof has another user key than the cluster has for {user}"
+            )));
         }
         Ok(())
     }
@@ -161,7 +169,8 @@ impl<E: Env> Service<E> {
         }
         let found = sha256(&self.known_user(&user)?.user_key);
         if event.subject_key_fingerprint != found[..] {
-            let message = format!("add {user}: the pinned key fingerprint is not that of the user's key; re-read the user");
+            let message =
+                format!("add {user}: the pinned key fingerprint is not that of the user's key; re-read the user");
             return Err(Failure::new(ErrorCode::Invalid, message));
         }
         Ok(())

@@ -32,7 +32,13 @@ impl<E: Env> Service<E> {
         self.create_and_activate(room, shard, event.clone(), actor.clone()).await
     }
 
-    async fn create_and_activate(&self, room: RoomId, shard: GroupId, event: Signed, actor: ActorProof) -> Outcome<bool> {
+    async fn create_and_activate(
+        &self,
+        room: RoomId,
+        shard: GroupId,
+        event: Signed,
+        actor: ActorProof,
+    ) -> Outcome<bool> {
         let create = RoomCreate { event: Some(event), actor: Some(actor) };
         let created = match self.shards().propose_and_see(shard, Command::RoomCreate(create)).await? {
             (_, Reply::Room(reply)) => reply.created,

@@ -59,7 +59,9 @@ impl<E: Env> Service<E> {
         let named = auth::named(claims)?;
         if claims.node_id != self.node().0 {
             let (found, own) = (claims.node_id, self.node());
-            return Err(Failure::unauthenticated(format!("claims: found node {found}, expected {own}, which gave the nonce")));
+            return Err(Failure::unauthenticated(format!(
+                "claims: found node {found}, expected {own}, which gave the nonce"
+            )));
         }
         check_lifetime(claims.issued_ms, claims.expires_ms)?;
         let now_ms = self.now_ms();

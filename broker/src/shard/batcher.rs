@@ -93,7 +93,7 @@ impl<E: Env> Shards<E> {
         &self,
         shard: GroupId,
         group: PublishGroup,
-    ) -> Result<impl Future<Output = Result<Published, Failure>> + Send + 'static, Failure> {
+    ) -> Result<impl Future<Output = Result<Published, Failure>> + Send + 'static + use<E>, Failure> {
         let bytes = group.encoded_len();
         let _reserved = self.inner.budget.reserve(bytes + OVERHEAD_BYTES)?;
         let (answer, answered) = oneshot::channel();

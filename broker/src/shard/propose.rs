@@ -120,9 +120,7 @@ impl<E: Env> Shards<E> {
         let Some(link) = self.peers().link(leader) else { return Attempt::Again(None) };
         let request = Request::Propose(Propose { group: group.0, proposal: proposal.clone() });
         match link.request::<E>(request, left).await {
-            Ok(Response::Proposed(Proposed { index, reply: Some(reply) })) => {
-                Attempt::Done(Committed { index, reply })
-            }
+            Ok(Response::Proposed(Proposed { index, reply: Some(reply) })) => Attempt::Done(Committed { index, reply }),
             Ok(Response::Error(error)) => self.refused(leader, group, error),
             Ok(_) => Attempt::Failed(self.unknown(group, &format!("node {leader} gave an answer to another question"))),
             Err(LinkError::NotSent(why)) => {
@@ -144,9 +142,7 @@ impl<E: Env> Shards<E> {
     /// Carries out a proposal that a peer forwarded; never forwards it again.
     pub(crate) async fn serve_propose(&self, Propose { group, proposal }: Propose) -> Response {
         match self.attempt_here(GroupId(group), &proposal, PROPOSE_PATIENCE).await {
-            Attempt::Done(Committed { index, reply, .. }) => {
-                Response::Proposed(Proposed { index, reply: Some(reply) })
-            }
+            Attempt::Done(Committed { index, reply, .. }) => Response::Proposed(Proposed { index, reply: Some(reply) }),
             Attempt::Again(leader) => not_leader(leader, self.node()),
             Attempt::Failed(failure) => node_error(&failure),
         }

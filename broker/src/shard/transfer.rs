@@ -6,7 +6,7 @@ use std::time::Duration;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::limits::PROPOSE_PATIENCE;
-use unibus_raft_store::env::{Env, Instant, now, sleep};
+use unibus_raft_store::env::{Env, now, sleep};
 
 use super::Shards;
 use crate::service::Failure;
@@ -22,7 +22,8 @@ impl<E: Env> Shards<E> {
             return Ok(());
         }
         self.may_lead(group, to)?;
-        let refused = |why: String| Failure::new(ErrorCode::NoLeader, format!("transfer of group {group} to node {to}: {why}"));
+        let refused =
+            |why: String| Failure::new(ErrorCode::NoLeader, format!("transfer of group {group} to node {to}: {why}"));
         replica.transfer_leader(to).await.map_err(refused)?;
         let deadline = now::<E>() + PROPOSE_PATIENCE;
         while replica.leader() != Some(to) {
@@ -42,7 +43,8 @@ impl<E: Env> Shards<E> {
     }
 
     fn may_lead(&self, group: GroupId, to: NodeId) -> Result<(), Failure> {
-        let refuse = |code, why: String| Err(Failure::new(code, format!("transfer of group {group} to node {to}: {why}")));
+        let refuse =
+            |code, why: String| Err(Failure::new(code, format!("transfer of group {group} to node {to}: {why}")));
         let status = self.group(group)?.status();
         if status.leader != Some(self.node()) {
             let leader = status.leader.map_or("no node".into(), |leader| format!("node {leader}"));

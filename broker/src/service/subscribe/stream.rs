@@ -197,7 +197,8 @@ impl<E: Env> Subscription<E> {
 
     fn look_at_dropped(&mut self) -> Outcome<()> {
         if self.mailbox.is_overrun() {
-            let message = "subscribe: too many changes of members wait for this subscriber; resume from the last positions";
+            let message =
+                "subscribe: too many changes of members wait for this subscriber; resume from the last positions";
             return Err(Failure::new(ErrorCode::Overloaded, message));
         }
         for room in self.mailbox.take_dropped() {
