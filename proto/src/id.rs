@@ -99,7 +99,8 @@ macro_rules! bytes_id {
                     found: text.chars().take(80).collect(),
                     expected: concat!("twice ", stringify!($len), " hexadecimal digits"),
                 };
-                if text.len() != 2 * $len || !text.is_ascii() {
+                // `from_str_radix` would take a sign for a digit.
+                if text.len() != 2 * $len || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                     return Err(invalid());
                 }
                 let mut id = [0; $len];
