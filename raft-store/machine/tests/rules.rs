@@ -90,7 +90,8 @@ fn a_bundle_is_refused_unless_each_field_is_right() {
         verify_bundle(CLUSTER, &alice.signed_bundle(), &alice.handle, &alice.public_key())
     };
     check(&|_| ()).unwrap();
-    let edits: [(&str, &dyn Fn(&mut DeviceBundle)); 10] = [
+    type Edit<'a> = (&'a str, &'a dyn Fn(&mut DeviceBundle));
+    let edits: [Edit; 10] = [
         ("user", &|bundle| bundle.user = "bob".into()),
         ("fingerprint", &|bundle| bundle.user_key_fingerprint = vec![0; 32].into()),
         ("device id", &|bundle| bundle.device_id = vec![0; 16].into()),
