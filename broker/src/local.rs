@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, Router};
 
-use crate::server::Origin;
+use crate::api::LocalCaller;
 
 /// The socket's name in the data directory.
 pub const SOCKET_NAME: &str = "admin.sock";
@@ -59,8 +59,8 @@ impl LocalSocket {
         let (sender, incoming) = mpsc::channel(ACCEPTED_MAX);
         let accept = tokio::spawn(async move {
             while let Ok((stream, _)) = self.listener.accept().await {
-                match trusted_uid(&stream) {
-                    Ok(uid) => drop(sender.send(Ok::<_, io::Error>(LocalStream { stream, uid })).await),
+                match check_peer(&stream) {
+                    Ok(()) => drop(sender.send(Ok::<_, io::Error>(LocalStream(stream))).await),
                     Err(why) => tracing::warn!(%why, "local caller refused"),
                 }
             }
@@ -71,41 +71,38 @@ impl LocalSocket {
     }
 }
 
-fn trusted_uid(stream: &UnixStream) -> Result<u32, String> {
+fn check_peer(stream: &UnixStream) -> Result<(), String> {
     let uid = stream.peer_cred().map_err(|error| format!("peer credentials: {error}"))?.uid();
     let own = rustix::process::geteuid().as_raw();
-    if uid == own || uid == 0 { Ok(uid) } else { Err(format!("uid {uid}, expected {own} or root")) }
+    if uid == own || uid == 0 { Ok(()) } else { Err(format!("uid {uid}, expected {own} or root")) }
 }
 
-struct LocalStream {
-    stream: UnixStream,
-    uid: u32,
-}
+struct LocalStream(UnixStream);
 
 impl Connected for LocalStream {
-    type ConnectInfo = Origin;
+    type ConnectInfo = LocalCaller;
 
-    fn connect_info(&self) -> Origin {
-        Origin::Local { uid: self.uid }
+    fn connect_info(&self) -> LocalCaller {
+        LocalCaller
     }
 }
 
 impl AsyncRead for LocalStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for LocalStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+        Pin::new(&mut self.get_mut().0).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
     }
 }

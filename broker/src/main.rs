@@ -1,3 +1,96 @@
-//! `unibus-node`.
+//! `unibus-node`: a node of a unibus cluster.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use unibus_broker::cli::{CheckConfig, Cli, Command, PlanArgs, Run};
+use unibus_broker::env::SystemRng;
+use unibus_broker::plan::{self, Tuning};
+use unibus_broker::{config, dev, resolve, run, telemetry};
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Dev(args) => block_on(dev::run(&args)),
+        Command::Plan(args) => make_plan(&args),
+        Command::CheckConfig(args) => check_config(&args),
+        Command::Run(args) => run_node(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("unibus-node: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("start the runtime: {error}"))?;
+    let outcome = runtime.block_on(work);
+    // Reading standard input cannot be cancelled; nothing else is left to wait for.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn make_plan(args: &PlanArgs) -> Result<(), String> {
+    let cluster = plan::read_cluster_file(&args.cluster).map_err(|error| error.to_string())?;
+    for warning in cluster.warnings() {
+        eprintln!("warning: {warning}");
+    }
+    let out = &args.out;
+    let plan = plan::write(&cluster, out, &SystemRng::default(), &Tuning::default()).map_err(|e| e.to_string())?;
+    println!("cluster {}: {} nodes, {} shards, in {}", plan.cluster, plan.nodes.len(), plan.shards, out.display());
+    for node in &plan.nodes {
+        println!(
+            "  {}/{}  node {}: peers {}, clients {}",
+            out.display(),
+            node.name,
+            node.id,
+            node.peer_address,
+            node.client_address
+        );
+    }
+    eprintln!(
+        "Copy each folder to its host as /etc/unibus (it holds private keys), keep {}/ca offline, then on each host:\n  \
+         unibus-node check-config /etc/unibus/node.toml && unibus-node run --config /etc/unibus/node.toml",
+        out.display()
+    );
+    Ok(())
+}
+
+fn check_config(args: &CheckConfig) -> Result<(), String> {
+    let path = &args.config;
+    let overrides = config::env_overrides(std::env::vars()).map_err(|error| error.to_string())?;
+    let file = config::load(path, &overrides).map_err(|error| error.to_string())?;
+    let problems = match resolve::resolve(path, &file) {
+        Ok(resolved) => resolve::check_surroundings(&resolved),
+        Err(problems) => problems,
+    };
+    if problems.is_empty() {
+        println!("{}: node {} ({}) would start", path.display(), file.node_id, file.name);
+        return Ok(());
+    }
+    Err(listed(path, &problems))
+}
+
+fn run_node(args: &Run) -> Result<(), String> {
+    let path = &args.config;
+    let mut overrides = config::env_overrides(std::env::vars()).map_err(|error| error.to_string())?;
+    overrides.extend(args.overrides());
+    let file = config::load(path, &overrides).map_err(|error| error.to_string())?;
+    let resolved = resolve::resolve(path, &file).map_err(|problems| listed(path, &problems))?;
+    telemetry::start(file.log.as_deref(), resolve::log_format(&file)?)?;
+    telemetry::abort_on_panic();
+    let with_stdin = args.exit_with_stdin;
+    block_on(run::run(resolved, async move {
+        if let Err(error) = run::stop_requested(with_stdin).await {
+            tracing::error!(%error, "listen for signals");
+        }
+    }))
+}
+
+fn listed(path: &std::path::Path, problems: &[String]) -> String {
+    let all: Vec<String> = problems.iter().map(|problem| format!("\n  - {problem}")).collect();
+    format!("{} would keep the node from starting:{}", path.display(), all.concat())
+}

@@ -17,10 +17,10 @@ use unibus_proto::v1::NodeStatus;
 pub struct Sample {
     /// As the node tells its clients.
     pub status: NodeStatus,
-    /// Messages that this node has acknowledged since it started.
-    pub published_total: u64,
-    /// Messages that this node has handed to subscriptions since it started.
-    pub deliveries_total: u64,
+    /// Writes of the log since the node started, each with one fsync.
+    pub wal_rounds_total: u64,
+    /// Bytes written to the log since the node started.
+    pub wal_bytes_total: u64,
     /// Clients connected over TLS.
     pub connections: u64,
 }
@@ -43,8 +43,8 @@ pub fn render(sample: &Sample) -> Result<String, fmt::Error> {
     gauge(&mut registry, "disk_free_bytes", "Bytes that can still be written", signed(status.disk_free_bytes));
     seconds(&mut registry, "fsync_seconds", "Duration of the last fsync of the log", status.last_fsync_us, 1e6);
     seconds(&mut registry, "uptime_seconds", "Time since the process started", status.uptime_ms, 1e3);
-    counter(&mut registry, "published", "Messages acknowledged by this node", sample.published_total);
-    counter(&mut registry, "deliveries", "Messages handed to subscriptions", sample.deliveries_total);
+    counter(&mut registry, "wal_rounds", "Writes of the log, each with one fsync", sample.wal_rounds_total);
+    counter(&mut registry, "wal_bytes", "Bytes written to the log", sample.wal_bytes_total);
     groups(&mut registry, status);
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -114,14 +114,14 @@ mod tests {
             replicas: vec![replica(0, 7), replica(1, 9)],
             ..NodeStatus::default()
         };
-        let text = render(&Sample { status, published_total: 4711, ..Sample::default() }).expect("rendered");
+        let text = render(&Sample { status, wal_bytes_total: 4711, ..Sample::default() }).expect("rendered");
         for line in [
             "unibus_build_info{version=\"1.2.3\"} 1",
             "unibus_group_applied_index{group=\"meta\"} 7",
             "unibus_group_applied_index{group=\"s1\"} 9",
             "unibus_group_leader{group=\"s1\"} 2",
             "unibus_fsync_seconds 0.0015",
-            "unibus_published_total 4711",
+            "unibus_wal_bytes_total 4711",
             "unibus_ready 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");

@@ -16,7 +16,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::service::Routes;
 use tonic::transport::server::{Connected, Router, Server};
 use unibus_proto::limits::CONNECTIONS_MAX;
 
@@ -39,15 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where a request came from; tonic puts it into the request's extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Over TLS.
-    Network(SocketAddr),
-    /// Over the local socket, from a process of this user.
-    Local {
-        /// Checked: ours or root's.
-        uid: u32,
-    },
-}
+pub struct RemoteAddress(pub SocketAddr);
 
 /// All limits of HTTP/2, the same on each listener.
 pub fn limited() -> Server {
@@ -66,14 +57,6 @@ pub fn limited() -> Server {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .tcp_nodelay(true)
 }
-
-/// The routes with the standard health service beside them.
-pub fn router(routes: Routes, health: tonic_health::pb::health_server::HealthServer<Health>) -> Router {
-    limited().add_routes(routes.add_service(health))
-}
-
-/// The health service that tonic brings.
-pub type Health = tonic_health::server::HealthService;
 
 /// A client port that is open.
 pub struct ClientPort {
@@ -186,10 +169,10 @@ struct ClientStream {
 }
 
 impl Connected for ClientStream {
-    type ConnectInfo = Origin;
+    type ConnectInfo = RemoteAddress;
 
-    fn connect_info(&self) -> Origin {
-        Origin::Network(self.address)
+    fn connect_info(&self) -> RemoteAddress {
+        RemoteAddress(self.address)
     }
 }
 

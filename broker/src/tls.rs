@@ -73,6 +73,13 @@ impl Material {
     }
 }
 
+impl Material {
+    /// Another copy, for another port or runtime.
+    pub fn share(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key(), ca: self.ca.clone() }
+    }
+}
+
 /// Reads a file that must not be readable by others.
 pub fn read_private(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, TlsError> {
     let read = |cause| TlsError::Read { path: path.into(), cause };

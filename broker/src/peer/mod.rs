@@ -1,5 +1,7 @@
-//! Streams between the nodes: framing, QUIC, and what happens to a stream that a peer opened.
+//! Streams between the nodes: framing, QUIC, what happens to a stream that a peer opened, and the
+//! requests that nodes send each other.
 
+pub mod accept;
 pub mod exchange;
 pub mod frame;
 pub mod link;

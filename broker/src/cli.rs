@@ -1,0 +1,132 @@
+//! The command line of `unibus-node`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Override;
+
+/// A node of a unibus cluster.
+#[derive(Debug, Parser)]
+#[command(name = "unibus-node", version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  unibus-node dev                                three real nodes on this machine, to try it out
+  unibus-node plan cluster.toml --out plan/      ids, keys, certificates and a folder for each host
+  unibus-node check-config /etc/unibus/node.toml names what would keep the node from starting
+  unibus-node run --config /etc/unibus/node.toml
+
+Exit codes: 0 done, 1 refused or failed, 2 usage. Then try: unibusctl status";
+
+/// What `unibus-node` does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run three real nodes on this machine, with a first admin and a client profile named "dev"
+    Dev(Dev),
+    /// From a list of hosts, mint a cluster: ids, keys, certificates and a folder for each host
+    Plan(PlanArgs),
+    /// Say what would keep a node from starting: keys, certificates, ports, names
+    CheckConfig(CheckConfig),
+    /// Run a node
+    Run(Run),
+}
+
+/// Arguments of `dev`.
+#[derive(Debug, Args)]
+pub struct Dev {
+    /// Where the nodes live; resumed when it is there
+    #[arg(long, default_value = "./unibus-dev")]
+    pub dir: PathBuf,
+    /// Wipe the directory and begin anew
+    #[arg(long)]
+    pub fresh: bool,
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub nodes: u8,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The list of hosts
+    pub cluster: PathBuf,
+    /// Where to write; must not exist
+    #[arg(long, default_value = "plan")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `check-config`.
+#[derive(Debug, Args)]
+pub struct CheckConfig {
+    /// The node's configuration
+    pub config: PathBuf,
+}
+
+/// Arguments of `run`. What is not given stands in the environment (`UNIBUS_NODE_*`) or in the file.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The node's configuration
+    #[arg(long, env = "UNIBUS_NODE_CONFIG")]
+    pub config: PathBuf,
+    /// Data directory
+    #[arg(long)]
+    pub data_dir: Option<String>,
+    /// QUIC listener for the other nodes, address:port
+    #[arg(long)]
+    pub listen_peer: Option<String>,
+    /// gRPC listener for clients, address:port
+    #[arg(long)]
+    pub listen_client: Option<String>,
+    /// HTTP listener for health and metrics, address:port on loopback
+    #[arg(long)]
+    pub listen_admin: Option<String>,
+    /// Log filter, e.g. "info" or "unibus_broker=debug"
+    #[arg(long)]
+    pub log: Option<String>,
+    /// "text" or "json"
+    #[arg(long)]
+    pub log_format: Option<String>,
+    /// Shut down when standard input ends: so that the nodes of `dev` never outlive it
+    #[arg(long, hide = true)]
+    pub exit_with_stdin: bool,
+}
+
+impl Run {
+    /// The flags as overrides of the file.
+    pub fn overrides(&self) -> Vec<Override> {
+        let flags = [
+            ("data_dir", &self.data_dir),
+            ("listen.peer", &self.listen_peer),
+            ("listen.client", &self.listen_client),
+            ("listen.admin", &self.listen_admin),
+            ("log", &self.log),
+            ("log_format", &self.log_format),
+        ];
+        flags.into_iter().filter_map(|(key, value)| Some((key.into(), value.clone()?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_overrides() {
+        let cli = Cli::try_parse_from(["unibus-node", "run", "--config", "f", "--listen-admin", "127.0.0.1:1"]);
+        let Command::Run(run) = cli.expect("parsed").command else { panic!("another command") };
+        assert_eq!(run.overrides(), [("listen.admin".to_owned(), "127.0.0.1:1".to_owned())]);
+    }
+}

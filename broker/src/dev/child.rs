@@ -1,0 +1,152 @@
+//! A node as a child process. Its standard input is a pipe that we hold: when we end, however we end,
+//! it ends too.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::{Child as Process, Command};
+
+use crate::config::{ENV_PREFIX, NodeFile};
+
+/// Long enough to watch the others go on.
+const RESTART_PAUSE: Duration = Duration::from_secs(5);
+/// A node hands its leaderships over first.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+const PROBE_PATIENCE: Duration = Duration::from_millis(500);
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// Bytes of a readiness answer that we read.
+const ANSWER_BYTES_MAX: u64 = 16 << 10;
+const LOG_LINES: usize = 5;
+
+/// A node of `dev`.
+pub(super) struct Child {
+    /// Where its configuration lies.
+    pub folder: PathBuf,
+    /// Its configuration.
+    pub file: NodeFile,
+    process: Process,
+    restart_at: Option<tokio::time::Instant>,
+}
+
+impl Child {
+    pub fn start(folder: PathBuf, file: NodeFile) -> io::Result<Self> {
+        let process = spawn(&folder)?;
+        Ok(Self { folder, file, process, restart_at: None })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.file.name
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id().unwrap_or_default()
+    }
+
+    pub fn log_path(&self) -> String {
+        self.folder.join("log").display().to_string()
+    }
+
+    /// How it ended, if it did.
+    pub fn try_ended(&mut self) -> Option<String> {
+        self.process.try_wait().ok().flatten().map(explain)
+    }
+
+    /// The end of its log.
+    pub fn last_log_lines(&self) -> String {
+        let text = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
+    /// Whether it is ready; else why not.
+    pub async fn ready(&self) -> Result<(), String> {
+        let probe = tokio::time::timeout(PROBE_PATIENCE, get(&self.file.listen.admin, "/readyz"));
+        let answer = probe.await.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        if head.starts_with("HTTP/1.1 200") || head.starts_with("HTTP/1.0 200") { Ok(()) } else { Err(body.into()) }
+    }
+
+    fn watch(&mut self) -> io::Result<()> {
+        match self.restart_at {
+            None => {
+                if let Some(ended) = self.process.try_wait()? {
+                    let name = self.name();
+                    eprintln!("{name} ended ({}); it starts again in {} s", explain(ended), RESTART_PAUSE.as_secs());
+                    self.restart_at = Some(tokio::time::Instant::now() + RESTART_PAUSE);
+                }
+            }
+            Some(at) if at <= tokio::time::Instant::now() => {
+                self.process = spawn(&self.folder)?;
+                self.restart_at = None;
+                eprintln!("{} is running again, pid {}", self.name(), self.pid());
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Starts again what ends; returns only when that fails.
+pub(super) async fn supervise(children: &mut [Child]) -> Result<(), String> {
+    loop {
+        for child in children.iter_mut() {
+            child.watch().map_err(|error| format!("start {} again: {error}", child.name()))?;
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+/// Lets all nodes shut down; those that do not are killed.
+pub(super) async fn stop_all(mut children: Vec<Child>) {
+    for child in &mut children {
+        drop(child.process.stdin.take());
+    }
+    for mut child in children {
+        if tokio::time::timeout(STOP_PATIENCE, child.process.wait()).await.is_err() {
+            eprintln!("{} did not stop within {} s and is killed", child.name(), STOP_PATIENCE.as_secs());
+            child.process.kill().await.ok();
+        }
+        fs::remove_file(child.folder.join("pid")).ok();
+    }
+}
+
+fn spawn(folder: &PathBuf) -> io::Result<Process> {
+    let log: File = OpenOptions::new().create(true).append(true).open(folder.join("log"))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("run").arg("--config").arg(folder.join("node.toml")).arg("--exit-with-stdin");
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        // What sets one node's address would set that of all.
+        if name.starts_with(ENV_PREFIX) && !name.starts_with("UNIBUS_NODE_LOG") {
+            command.env_remove(name);
+        }
+    }
+    // A process group of its own: Ctrl-C reaches us, and we stop the nodes in order.
+    command.process_group(0).kill_on_drop(true).stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
+    let process = command.spawn()?;
+    fs::write(folder.join("pid"), format!("{}\n", process.id().unwrap_or_default()))?;
+    Ok(process)
+}
+
+fn explain(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+async fn get(address: &str, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}

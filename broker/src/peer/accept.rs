@@ -1,0 +1,56 @@
+//! What happens to a stream that a peer opened: checked, then handed to whom it is for.
+
+use std::sync::Arc;
+
+use unibus_proto::id::NodeId;
+use unibus_proto::peer::stream_open::Purpose;
+use unibus_raft_store::env::{Duplex, Env, Net, NetError, spawn};
+use unibus_raft_store::stream::accept_stream;
+use unibus_raft_store::{Identity, Store};
+
+use crate::formation::Formation;
+use crate::service::Service;
+
+/// Who takes the streams of the peers.
+pub struct Acceptor<E: Env> {
+    /// The environment, for its network.
+    pub env: E,
+    /// Who this node is.
+    pub identity: Identity,
+    /// Raft's streams.
+    pub store: Store<E>,
+    /// Forwarded commands and reads.
+    pub service: Service<E>,
+    /// Formation, and who may open anything at all.
+    pub formation: Arc<Formation<E>>,
+}
+
+impl<E: Env> Acceptor<E> {
+    /// Accepts streams until the network is shut down.
+    pub async fn run(self: Arc<Self>) -> NetError {
+        loop {
+            match self.env.net().accept().await {
+                Ok((peer, duplex)) => spawn::<E>(self.clone().serve(peer, duplex)),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    async fn serve(self: Arc<Self>, peer: NodeId, duplex: Duplex<E::Net>) {
+        let formation = &self.formation;
+        let accepted = accept_stream::<E>(&self.identity, peer, duplex, |directory, purpose| {
+            formation.admit(peer, directory, purpose, self.store.knows_peer(peer, directory))
+        });
+        let accepted = match accepted.await {
+            Ok(accepted) => accepted,
+            Err(error) => return tracing::debug!(%peer, %error, "stream not accepted"),
+        };
+        match accepted.purpose {
+            Purpose::Formation(_) => self.formation.serve(peer, accepted.duplex).await,
+            Purpose::Node(_) => self.service.serve_link(peer, accepted.duplex).await,
+            purpose @ (Purpose::Append(_) | Purpose::Control(_) | Purpose::Snapshot(_)) => {
+                self.store.serve_raft(peer, purpose, accepted.duplex).await;
+            }
+        }
+    }
+}
