@@ -94,8 +94,6 @@ pub struct Failure {
     pub happened: Happened,
     /// What to do: if possible the command to run.
     pub remedy: Option<String>,
-    /// The causes below the message, outermost first: for `--verbose`.
-    pub causes: Vec<String>,
     /// Nobody is left to tell: the reader of standard output went away.
     pub silent: bool,
 }
@@ -113,14 +111,14 @@ impl Failure {
             retry: "never",
             happened: Happened::No,
             remedy: None,
-            causes: Vec::new(),
             silent: false,
         }
     }
 
     /// Wrong usage that clap cannot see.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { exit: Exit::Usage, code: "USAGE".into(), ..Self::local(message) }
+        let remedy = Some("unibusctl help COMMAND".into());
+        Self { exit: Exit::Usage, code: "USAGE".into(), remedy, ..Self::local(message) }
     }
 
     /// An answer of the cluster, or of the SDK about the way there.
@@ -163,15 +161,10 @@ impl Failure {
     }
 
     /// As text for people; the last line is the remedy.
-    pub fn to_text(&self, verbose: bool) -> String {
+    pub fn to_text(&self) -> String {
         let mut text = format!("error: {} [{}]", self.message, self.code);
         if self.happened == Happened::Unknown {
             text.push_str("\n  it may have happened: retry only with the same ids");
-        }
-        if verbose {
-            for cause in &self.causes {
-                text.push_str(&format!("\n  cause: {cause}"));
-            }
         }
         if let Some(remedy) = &self.remedy {
             text.push_str(&format!("\n  -> {remedy}"));
@@ -188,7 +181,6 @@ impl Failure {
             "retry": self.retry,
             "happened": self.happened.as_str(),
             "remedy": self.remedy,
-            "causes": self.causes,
             "exit_code": self.exit.number(),
         })
     }
@@ -275,7 +267,7 @@ mod tests {
     #[test]
     fn text_ends_with_the_remedy_and_json_has_every_answer() {
         let failure = Failure::of_code(ErrorCode::OutcomeUnknown, "publish to ops.dpkg: answer lost").during("pub");
-        let text = failure.to_text(false);
+        let text = failure.to_text();
         assert!(text.starts_with("error: pub: publish to ops.dpkg: answer lost [OUTCOME_UNKNOWN]"), "{text}");
         assert!(text.lines().last().is_some_and(|line| line.starts_with("  -> unibusctl pub --producer")), "{text}");
         let json = failure.to_json();

@@ -31,11 +31,11 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let (out, verbose) = (Output::new(cli.global.json), cli.global.verbose);
+    let out = Output::new(cli.global.json);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            out.failure(&Failure::local(format!("starting: {error}")), verbose);
+            out.failure(&Failure::local(format!("starting: {error}")));
             return ExitCode::from(Exit::Failed.number());
         }
     };
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            out.failure(&failure, verbose);
+            out.failure(&failure);
             ExitCode::from(failure.exit.number())
         }
     }
@@ -57,8 +57,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() && json {
         let text = error.render().to_string();
         let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        let failure = Failure::usage(message).remedy("unibusctl help COMMAND");
-        Output::new(true).failure(&failure, false);
+        let failure = Failure::usage(message);
+        Output::new(true).failure(&failure);
     } else {
         // A closed pipe is no reason to fail: `unibusctl --help | head`.
         let _ = error.print();

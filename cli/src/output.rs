@@ -58,11 +58,11 @@ impl Output {
     }
 
     /// A failure, as the last thing said.
-    pub fn failure(&self, failure: &Failure, verbose: bool) {
+    pub fn failure(&self, failure: &Failure) {
         if failure.silent {
             return;
         }
-        self.talk(if self.json { failure.to_json().to_string() } else { failure.to_text(verbose) });
+        self.talk(if self.json { failure.to_json().to_string() } else { failure.to_text() });
     }
 }
 

@@ -64,10 +64,8 @@ async fn tell(mut events: mpsc::Receiver<ClientEvent>, out: Output, verbose: boo
     let mut waiting = Waiting::default();
     while let Some(event) = events.recv().await {
         match event {
-            ClientEvent::Retrying { why, .. } => {
-                if waiting.should_say(why.code, Instant::now()) {
-                    out.hint(format!("waiting: {why}"));
-                }
+            ClientEvent::Retrying { why, .. } if waiting.should_say(why.code, Instant::now()) => {
+                out.hint(format!("waiting: {why}"));
             }
             ClientEvent::FailedOver { from, to, why } if verbose => {
                 out.hint(format!("failover: {from} -> {to}: {why}"));

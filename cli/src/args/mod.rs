@@ -12,7 +12,9 @@ use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subco
 
 pub use cluster::{CheckArgs, StatusArgs};
 pub use message::{PubArgs, SubArgs};
-pub use people::{IdentityCommand, IdentityKind, IdentityNewArgs, RoleArg, UserAddArgs, UserCommand};
+pub use people::{IdentityCommand, IdentityNewArgs, UserAddArgs, UserCommand};
+#[cfg(test)]
+pub use people::{IdentityKind, RoleArg};
 pub use room::{MemberCommand, RoomCommand};
 pub use tools::{BenchCommand, BenchPublishArgs, CompletionsArgs, ProfileAddArgs, ProfileCommand};
 
@@ -72,7 +74,7 @@ pub struct Global {
     #[arg(long, global = true)]
     pub yes: bool,
 
-    /// Say more: the causes of an error, and each failover
+    /// Say what the SDK does: sign-ins, failovers, messages sent again
     #[arg(long, short, global = true)]
     pub verbose: bool,
 }

@@ -84,7 +84,7 @@ pub async fn run(args: &CheckArgs, global: &Global, out: Output) -> u8 {
                 || json!({ "status": verdict.json(), "message": failure.message }),
                 || format!("{}: {}", verdict.word(), failure.message),
             );
-            out.failure(&failure, global.verbose);
+            out.failure(&failure);
             verdict as u8
         }
     }

@@ -160,7 +160,6 @@ impl Flow {
                 let receipts = self.receipts.as_ref()?;
                 receipts.send((size, receipt)).await.is_err().then_some(Ended::Refused)
             }
-            Err(error) if error.message.contains("publisher has ended") => Some(Ended::Refused),
             Err(error) => Some(Ended::Bad(error.into())),
         }
     }
@@ -279,7 +278,8 @@ struct Report {
 impl Report {
     fn end(self, args: &PubArgs, out: Output) -> Result<()> {
         let failure = match &self.ended {
-            Ended::Bad(failure) => Some(failure.clone()),
+            // A publisher that ended refuses the next message: the collector knows why it ended.
+            Ended::Bad(failure) => self.failure.clone().or(Some(failure.clone())),
             Ended::Input | Ended::Interrupted | Ended::Refused => self.failure.clone(),
         };
         if failure.is_none() || self.tally.total() > 0 {

@@ -248,7 +248,7 @@ mod tests {
         let failure = refuse_encrypted(&"ops.dpkg".parse().unwrap());
         assert_eq!(failure.exit, Exit::Failed);
         assert!(failure.message.contains("encrypted rooms do not exist yet"), "{}", failure.message);
-        assert!(failure.to_text(false).ends_with("-> unibusctl room create ops.dpkg --plaintext"));
+        assert!(failure.to_text().ends_with("-> unibusctl room create ops.dpkg --plaintext"));
     }
 
     #[test]

@@ -43,7 +43,7 @@ async fn watch(client: &Client, args: &StatusArgs, out: Output) -> Result<()> {
             }
             Ok(status) => print(&status, args, out)?,
             // While the cluster is away, the watcher stays.
-            Err(failure) => out.failure(&failure, false),
+            Err(failure) => out.failure(&failure),
         }
         tokio::time::sleep(args.every).await;
     }

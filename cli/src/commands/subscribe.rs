@@ -31,7 +31,9 @@ pub async fn run(args: &SubArgs, global: &Global, out: Output) -> Result<()> {
         return Err(Failure::usage("sub: found both --raw and --json, expected one of them"));
     }
     let client = Session::open(global, out)?.client;
-    let options = SubscribeOptions { until_end: args.until_end, ..SubscribeOptions::default() };
+    // A live subscription waits for its cluster as long as it takes; a bounded one is part of a script.
+    let patience = args.until_end.then_some(global.timeout);
+    let options = SubscribeOptions { until_end: args.until_end, patience, ..SubscribeOptions::default() };
     let step = format!("subscribe to {}", args.filter);
     let mut sink = Sink::new(args, out)?;
     let mut stop = std::pin::pin!(interrupted());
