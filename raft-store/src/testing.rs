@@ -3,6 +3,8 @@
 //! File calls block the test's thread, which no test minds.
 #![allow(clippy::disallowed_methods, reason = "this is a production-side environment for tests")]
 
+pub mod crash;
+
 use std::fs::{self, File, OpenOptions};
 use std::future;
 use std::io;

@@ -52,7 +52,7 @@ struct Pending {
 }
 
 /// The log and hard state of a group, as its handle shows them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Index {
     /// The vote.
     pub vote: Option<Vote>,

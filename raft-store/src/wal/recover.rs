@@ -60,7 +60,7 @@ pub struct Recovered {
 }
 
 /// Recovery, file by file in ascending order of generations.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Replay {
     cluster: ClusterId,
     ledger: Ledger,
@@ -73,7 +73,7 @@ pub struct Replay {
 }
 
 /// Where and why the frames of a file ended.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Stop {
     offset: u64,
     why: String,

@@ -1,0 +1,335 @@
+//! A disk in memory that loses what was not synced, cut off after any number of operations.
+//!
+//! Bytes that were written and not synced survive a crash by halves, sector by sector; names that were
+//! made, moved or removed and not synced survive as a prefix. Which ones, a seed decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use openraft_rt_tokio::TokioRuntime;
+
+use super::{NoNet, SeededRng, SystemClock};
+use crate::env::{Disk, DiskFile, Env, OpenMode, Rng};
+
+/// What a disk writes whole.
+const SECTOR: usize = 512;
+
+/// Tokio and a [`CrashDisk`].
+#[derive(Clone, Debug)]
+pub struct CrashEnv {
+    disk: CrashDisk,
+    rng: SeededRng,
+}
+
+impl CrashEnv {
+    /// An empty disk.
+    pub fn new(seed: u64) -> Self {
+        let rng = SeededRng::new(seed);
+        Self { disk: CrashDisk { state: Arc::new(Mutex::new(State::new(rng.clone()))) }, rng }
+    }
+}
+
+impl Env for CrashEnv {
+    type Rt = TokioRuntime;
+    type Net = NoNet;
+    type Disk = CrashDisk;
+    type Clock = SystemClock;
+    type Rng = SeededRng;
+
+    fn net(&self) -> &NoNet {
+        &NoNet
+    }
+    fn disk(&self) -> &CrashDisk {
+        &self.disk
+    }
+    fn clock(&self) -> &SystemClock {
+        &SystemClock
+    }
+    fn rng(&self) -> &SeededRng {
+        &self.rng
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Content {
+    current: Vec<u8>,
+    synced: Vec<u8>,
+    dirty: BTreeSet<usize>,
+}
+
+impl Content {
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        if self.current.len() < end {
+            self.current.resize(end, 0);
+        }
+        self.current[offset..end].copy_from_slice(bytes);
+        if !bytes.is_empty() {
+            self.dirty.extend(offset / SECTOR..=(end - 1) / SECTOR);
+        }
+    }
+
+    fn sync(&mut self) {
+        self.synced.clone_from(&self.current);
+        self.dirty.clear();
+    }
+
+    fn crash(&mut self, coin: &mut impl FnMut() -> bool) {
+        if coin() {
+            self.synced.resize(self.current.len(), 0);
+        }
+        for sector in std::mem::take(&mut self.dirty) {
+            let range = sector * SECTOR..((sector + 1) * SECTOR).min(self.current.len()).min(self.synced.len());
+            if coin() && !range.is_empty() {
+                self.synced[range.clone()].copy_from_slice(&self.current[range]);
+            }
+        }
+        self.current.clone_from(&self.synced);
+    }
+}
+
+type Names = BTreeMap<PathBuf, u64>;
+
+#[derive(Debug)]
+struct State {
+    rng: SeededRng,
+    contents: BTreeMap<u64, Content>,
+    names: Names,
+    synced_names: Names,
+    /// The names after each change since the last sync of a directory.
+    unsynced_names: Vec<Names>,
+    next: u64,
+    /// Operations until the power fails.
+    left: Option<u64>,
+    operations: u64,
+}
+
+impl State {
+    fn new(rng: SeededRng) -> Self {
+        Self {
+            rng,
+            contents: BTreeMap::new(),
+            names: Names::new(),
+            synced_names: Names::new(),
+            unsynced_names: vec![],
+            next: 0,
+            left: None,
+            operations: 0,
+        }
+    }
+
+    /// One operation that changes something; an error when the power is gone.
+    fn operation(&mut self) -> io::Result<()> {
+        self.operations += 1;
+        match &mut self.left {
+            Some(0) => Err(io::Error::other("the power is gone")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn named(&self, path: &Path) -> io::Result<u64> {
+        self.names.get(path).copied().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{path:?}")))
+    }
+
+    fn rename_change(&mut self) {
+        self.unsynced_names.push(self.names.clone());
+    }
+
+    fn content(&mut self, id: u64) -> &mut Content {
+        self.contents.entry(id).or_default()
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct CrashDisk {
+    state: Arc<Mutex<State>>,
+}
+
+impl CrashDisk {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The power fails after `operations` more that change something.
+    pub fn fail_after(&self, operations: u64) {
+        self.state().left = Some(operations);
+    }
+
+    /// Operations so far that changed something, or would have.
+    pub fn operations(&self) -> u64 {
+        self.state().operations
+    }
+
+    /// The power comes back: what was not synced survived by halves.
+    pub fn crash(&self) {
+        let mut state = self.state();
+        let rng = state.rng.clone();
+        let mut coin = || rng.next_u64() & 1 == 1;
+        state.contents.values_mut().for_each(|content| content.crash(&mut coin));
+        let survived = rng.next_u64() as usize % (state.unsynced_names.len() + 1);
+        if let Some(names) = survived.checked_sub(1).map(|at| state.unsynced_names[at].clone()) {
+            state.synced_names = names;
+        }
+        state.names = state.synced_names.clone();
+        state.unsynced_names.clear();
+        state.left = None;
+    }
+
+    /// The bytes of a file.
+    pub fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
+        let state = self.state();
+        let id = state.names.get(path)?;
+        state.contents.get(id).map(|content| content.current.clone())
+    }
+}
+
+impl Disk for CrashDisk {
+    type File = CrashFile;
+    type Lock = ();
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<CrashFile> {
+        let mut state = self.state();
+        let found = state.named(path);
+        let id = match (mode, found) {
+            (OpenMode::CreateNew, Ok(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (OpenMode::Read | OpenMode::Write, found) => found?,
+            (_, Ok(id)) => id,
+            (_, Err(_)) => {
+                state.operation()?;
+                state.next += 1;
+                let id = state.next;
+                state.names.insert(path.into(), id);
+                state.rename_change();
+                id
+            }
+        };
+        let content = state.content(id);
+        if mode == OpenMode::Truncate {
+            content.current.clear();
+        }
+        Ok(CrashFile { disk: self.clone(), id })
+    }
+
+    async fn create_dir_all(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let state = self.state();
+        let inside = state.names.keys().filter(|name| name.parent() == Some(path));
+        Ok(inside.filter_map(|name| Some(name.file_name()?.to_string_lossy().into_owned())).collect())
+    }
+
+    async fn exists(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.state().names.keys().any(|name| name.starts_with(path)))
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.operation()?;
+        let id = state.named(from)?;
+        state.names.remove(from);
+        state.names.insert(to.into(), id);
+        state.rename_change();
+        Ok(())
+    }
+
+    async fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.operation()?;
+        state.named(path)?;
+        state.names.remove(path);
+        state.rename_change();
+        Ok(())
+    }
+
+    async fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.operation()?;
+        state.names.retain(|name, _| !name.starts_with(path));
+        state.rename_change();
+        Ok(())
+    }
+
+    async fn sync_dir(&self, _path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.operation()?;
+        state.synced_names = state.names.clone();
+        state.unsynced_names.clear();
+        Ok(())
+    }
+
+    async fn lock(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
+        Ok(1 << 40)
+    }
+}
+
+/// A file of a [`CrashDisk`].
+#[derive(Clone, Debug)]
+pub struct CrashFile {
+    disk: CrashDisk,
+    id: u64,
+}
+
+impl DiskFile for CrashFile {
+    async fn write_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let bytes = parts.iter().fold(BytesMut::new(), |mut all, part| {
+            all.extend_from_slice(part);
+            all
+        });
+        if state.left == Some(0) {
+            return state.operation();
+        }
+        // The power fails during the write: its bytes are there, and not synced.
+        state.content(self.id).write(offset as usize, &bytes);
+        state.operation()
+    }
+
+    async fn write_at_sync(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
+        self.write_at(offset, parts).await?;
+        self.sync_data().await
+    }
+
+    async fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let mut state = self.disk.state();
+        let content = &state.content(self.id).current;
+        let bytes = content.get(offset as usize..offset as usize + len).ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(Bytes::copy_from_slice(bytes))
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.state().content(self.id).current.len() as u64)
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.operation()?;
+        state.content(self.id).current.resize(len as usize, 0);
+        Ok(())
+    }
+
+    async fn allocate(&self, len: u64) -> io::Result<()> {
+        let now = self.len().await?;
+        self.set_len(len.max(now)).await
+    }
+
+    async fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.operation()?;
+        state.content(self.id).sync();
+        Ok(())
+    }
+}
