@@ -8,7 +8,7 @@ use std::process;
 use tracing_subscriber::EnvFilter;
 
 /// What is logged when nothing else is asked for.
-pub const DEFAULT_FILTER: &str = "info,openraft=warn";
+pub const DEFAULT_FILTER: &str = "info,openraft=error";
 
 /// How logs look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

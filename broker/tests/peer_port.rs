@@ -42,7 +42,7 @@ fn bind(node: u64, issued: &Issued, ca: &Authority, peers: &[(u64, SocketAddr)])
         peers,
         tls: material(issued, ca),
         groups: 3,
-        initial_mtu: None,
+        initial_mtu: Some(16_384),
     })
     .expect("bound")
 }

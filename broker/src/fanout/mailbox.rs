@@ -109,7 +109,7 @@ impl Mailbox {
             }
         }
         drop(state);
-        drop(self.wake.try_send(()));
+        self.wake.try_send(()).ok();
     }
 
     /// The next item.

@@ -110,7 +110,7 @@ impl Link {
 
     /// Drops the present stream and connects again: the peer does not answer on it.
     pub fn reset(&self) {
-        drop(self.reset.try_send(()));
+        self.reset.try_send(()).ok();
     }
 
     fn register(&self, answer: oneshot::Sender<Result<Response, LinkError>>) -> Result<u64, LinkError> {

@@ -13,6 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, IdleTimeout, MtuDiscoveryConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
@@ -47,6 +48,8 @@ const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
 const DIAL_PATIENCE: Duration = Duration::from_secs(2);
 /// Nodes are near each other; quinn's own guess (333 ms) makes a lost first packet cost a second.
 const INITIAL_RTT: Duration = Duration::from_millis(60);
+/// As quinn's default window has of its default datagrams.
+const INITIAL_WINDOW_DATAGRAMS: u64 = 10;
 /// The kernel gives what it can (net.core.rmem_max).
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Streams that peers opened and nobody has taken yet.
@@ -178,9 +181,12 @@ fn transport(settings: &QuicSettings) -> Result<quinn::TransportConfig, QuicErro
         .initial_rtt(INITIAL_RTT)
         .datagram_receive_buffer_size(None);
     if let Some(mtu) = settings.initial_mtu {
-        let mut discovery = MtuDiscoveryConfig::default();
+        let (mut discovery, mut congestion) = (MtuDiscoveryConfig::default(), CubicConfig::default());
         discovery.upper_bound(mtu);
+        // A window below one datagram would never send it.
+        congestion.initial_window(INITIAL_WINDOW_DATAGRAMS * u64::from(mtu));
         transport.initial_mtu(mtu).mtu_discovery_config(Some(discovery));
+        transport.congestion_controller_factory(Arc::new(congestion));
     }
     Ok(transport)
 }
