@@ -1,0 +1,222 @@
+//! From a list of hosts to folders that start, and what a configuration is refused for.
+#![allow(clippy::disallowed_methods)] // Files and ports of this machine.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use unibus_broker::config::{self, ConfigError, NODE_KEYS, NodeFile};
+use unibus_broker::env::SystemRng;
+use unibus_broker::plan::{self, PlanError, Tuning};
+use unibus_broker::resolve;
+
+const CLUSTER: &str = r#"
+shards = 4
+[[node]]
+name = "n1"
+host = "127.0.0.1"
+peer_port = 17401
+client_port = 17400
+admin_port = 17402
+data_dir = "data"
+[[node]]
+name = "n2"
+host = "b.example.org"
+[[node]]
+name = "n3"
+host = "::1"
+"#;
+
+struct Planned {
+    dir: tempfile::TempDir,
+    out: PathBuf,
+    plan: plan::Plan,
+}
+
+fn planned() -> Planned {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("cluster.toml");
+    fs::write(&file, CLUSTER).expect("written");
+    let cluster = plan::read_cluster_file(&file).expect("read");
+    let out = dir.path().join("plan");
+    let plan = plan::write(&cluster, &out, &SystemRng::default(), &Tuning::default()).expect("planned");
+    Planned { dir, out, plan }
+}
+
+fn walk(dir: &Path, see: &mut impl FnMut(&Path, &fs::Metadata)) {
+    for entry in fs::read_dir(dir).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let metadata = fs::metadata(&path).expect("there");
+        see(&path, &metadata);
+        if metadata.is_dir() {
+            walk(&path, see);
+        }
+    }
+}
+
+fn load(folder: &Path) -> (PathBuf, NodeFile) {
+    let path = folder.join("node.toml");
+    let file = config::load(&path, &[]).expect("loaded");
+    (path, file)
+}
+
+#[test]
+fn each_node_gets_a_folder_that_resolves_to_the_same_plan() {
+    let planned = planned();
+    for (name, node) in ["n1", "n2", "n3"].into_iter().zip(&planned.plan.nodes) {
+        let (path, file) = load(&planned.out.join(name));
+        let resolved = resolve::resolve(&path, &file).unwrap_or_else(|problems| panic!("{name}: {problems:?}"));
+        assert_eq!((resolved.node, &resolved.plan), (node.id, &planned.plan));
+        assert_eq!(resolved.plan.hash(), planned.plan.hash());
+        assert_eq!(resolved.sign_key.verifying_key().to_bytes(), node.sign_key);
+    }
+    assert_eq!(planned.plan.nodes[1].client_address, "b.example.org:7400");
+    assert_eq!(planned.plan.nodes[2].peer_address, "[::1]:7401");
+    let other = plan::write(
+        &plan::read_cluster_file(&planned.dir.path().join("cluster.toml")).expect("read"),
+        &planned.dir.path().join("other"),
+        &SystemRng::default(),
+        &Tuning::default(),
+    );
+    assert_ne!(other.expect("planned").hash(), planned.plan.hash(), "two clusters of the same hosts are two");
+}
+
+#[test]
+fn only_the_owner_can_read_a_plan() {
+    let planned = planned();
+    let mut files = 0;
+    walk(&planned.out, &mut |path, metadata| {
+        let expected = if metadata.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(metadata.permissions().mode() & 0o777, expected, "{}", path.display());
+        files += 1;
+    });
+    // The authorities' folder with its four files, and three nodes' with nine each.
+    assert_eq!(files, 1 + 4 + 3 * (1 + 9));
+}
+
+#[test]
+fn an_existing_output_is_left_alone() {
+    let planned = planned();
+    let cluster = plan::read_cluster_file(&planned.dir.path().join("cluster.toml")).expect("read");
+    let before = fs::read(planned.out.join("n1/peer.key")).expect("there");
+    let again = plan::write(&cluster, &planned.out, &SystemRng::default(), &Tuning::default());
+    assert!(matches!(again, Err(PlanError::OutputExists(_))));
+    assert_eq!(fs::read(planned.out.join("n1/peer.key")).expect("there"), before);
+}
+
+#[test]
+fn wrong_hosts_are_refused_by_name() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let cases = [
+        (CLUSTER.replace("shards = 4", "shards = 0"), "shards: found 0, expected 1 to 64"),
+        (CLUSTER.replace("\"n2\"", "\"n1\""), "\"n1\" twice"),
+        (CLUSTER.replace("\"n2\"", "\"N 2\""), "\"N 2\""),
+        (CLUSTER.replace("b.example.org", "https://b"), "a DNS name or an IP address"),
+        ("node = []".into(), "0 nodes"),
+    ];
+    for (text, expected) in cases {
+        let path = dir.path().join("cluster.toml");
+        fs::write(&path, text).expect("written");
+        let out = dir.path().join("out");
+        let error = plan::read_cluster_file(&path)
+            .map_err(|error| error.to_string())
+            .and_then(|cluster| {
+                plan::write(&cluster, &out, &SystemRng::default(), &Tuning::default()).map_err(|e| e.to_string())
+            })
+            .expect_err(expected);
+        assert!(error.contains(expected), "{error:?} does not contain {expected:?}");
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn unknown_keys_are_errors_that_name_the_nearest() {
+    let planned = planned();
+    let path = planned.out.join("n1/node.toml");
+    let text = fs::read_to_string(&path).expect("there");
+    for (from, to, key, nearest) in [
+        ("data_dir", "datadir", "datadir", "data_dir"),
+        ("[listen]\npeer", "[listen]\npeeer", "listen.peeer", "listen.peer"),
+        ("sign_key = \"sign.key\"", "signkey = \"sign.key\"", "tls.signkey", "tls.sign_key"),
+        ("[cluster]", "[clutser]", "clutser", "cluster"),
+    ] {
+        assert!(text.contains(from), "{from} is not in\n{text}");
+        let error = config::parse::<NodeFile>(&text.replacen(from, to, 1), &path, NODE_KEYS, &[]);
+        match error.expect_err(to) {
+            ConfigError::UnknownKey { key: found, suggestion, .. } => {
+                assert_eq!(found, key);
+                assert!(suggestion.contains(nearest) || nearest == "cluster", "{suggestion}");
+            }
+            other => panic!("{to}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn the_environment_rules_over_the_file_and_flags_over_both() {
+    let planned = planned();
+    let path = planned.out.join("n1/node.toml");
+    let vars = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect::<Vec<_>>();
+    let from_env = config::env_overrides(
+        vars(&[
+            ("UNIBUS_NODE_LISTEN_ADMIN", "127.0.0.1:1"),
+            ("UNIBUS_NODE_TIMING_HEARTBEAT_MS", "50"),
+            ("UNIBUS_NODE_DATA_DIR", "from-env"),
+            ("UNIBUS_NODE_CONFIG", "ignored"),
+            ("PATH", "ignored"),
+        ])
+        .into_iter(),
+    );
+    let mut overrides = from_env.expect("known");
+    overrides.push(("data_dir".into(), "from-flag".into()));
+    let file = config::load(&path, &overrides).expect("loaded");
+    assert_eq!(file.listen.admin, "127.0.0.1:1");
+    assert_eq!(file.data_dir, Path::new("from-flag"));
+    assert_eq!(file.timing.and_then(|timing| timing.heartbeat_ms), Some(50));
+    let unknown = config::env_overrides(vars(&[("UNIBUS_NODE_DATADIR", "x")]).into_iter()).expect_err("unknown");
+    assert!(unknown.to_string().contains("did you mean \"UNIBUS_NODE_DATA_DIR\"?"), "{unknown}");
+}
+
+#[test]
+fn everything_that_is_missing_is_named_at_once() {
+    let planned = planned();
+    let folder = planned.out.join("n1");
+    fs::remove_file(folder.join("peer.crt")).expect("removed");
+    fs::set_permissions(folder.join("client.key"), fs::Permissions::from_mode(0o644)).expect("set");
+    fs::copy(planned.out.join("n2/sign.key"), folder.join("sign.key")).expect("copied");
+    let (path, mut file) = load(&folder);
+    file.listen.admin = "0.0.0.0:7402".into();
+    let problems = resolve::resolve(&path, &file).err().expect("problems").join("\n");
+    for expected in ["peer.crt", "chmod 600", "sign_key", "loopback"] {
+        assert!(problems.contains(expected), "{expected} is not in\n{problems}");
+    }
+}
+
+#[test]
+fn another_nodes_certificate_is_noticed() {
+    let planned = planned();
+    let folder = planned.out.join("n1");
+    for name in ["peer.crt", "peer.key"] {
+        fs::copy(planned.out.join("n2").join(name), folder.join(name)).expect("copied");
+    }
+    let (path, file) = load(&folder);
+    let problems = resolve::resolve(&path, &file).err().expect("problems");
+    assert!(problems[0].contains("found node 2") && problems[0].contains("expected node 1"), "{problems:?}");
+    fs::copy(planned.out.join("n1/client.key"), folder.join("peer.key")).expect("copied");
+    let problems = resolve::resolve(&path, &file).err().expect("problems").join("\n");
+    assert!(problems.contains("certificate and key belong together"), "{problems}");
+}
+
+#[test]
+fn taken_ports_and_unknown_names_are_found_before_the_start() {
+    let planned = planned();
+    let (path, mut file) = load(&planned.out.join("n1"));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    file.listen.client = taken.local_addr().expect("bound").to_string();
+    file.listen.peer = "127.0.0.1:0".into();
+    file.listen.admin = "127.0.0.1:0".into();
+    file.cluster.node[1].peer = "no-such-host.invalid:7401".into();
+    let resolved = resolve::resolve(&path, &file).ok().expect("resolved");
+    let problems = resolve::check_surroundings(&resolved).join("\n");
+    assert!(problems.contains("no-such-host.invalid") && problems.contains("listen.client"), "{problems}");
+}

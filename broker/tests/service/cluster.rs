@@ -1,0 +1,315 @@
+//! A cluster in this process, and users who talk to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use prost::Message;
+use tempfile::TempDir;
+use unibus_broker::node::{Node, NodeConfig};
+use unibus_broker::plan::{Plan, PlanNode};
+use unibus_broker::service::{Caller, Failure, Service, Subscription};
+use unibus_proto::files::Identity;
+use unibus_proto::id::{ClusterId, GroupId, NodeId, RoomId};
+use unibus_proto::signed::sha256;
+use unibus_proto::v1::*;
+use unibus_raft_store::StoreConfig;
+use unibus_raft_store::env::{Clock, Rng, timeout};
+use unibus_raft_store::testing::{SeededRng, SystemClock};
+
+use crate::net::{Hub, HubEnv};
+
+pub const CLUSTER: ClusterId = ClusterId([7; 16]);
+/// Whatever a test waits for happens within this time, or never.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub type TestService = Service<HubEnv>;
+
+pub struct Cluster {
+    pub hub: Arc<Hub>,
+    pub nodes: Vec<Node<HubEnv>>,
+    _dirs: Vec<TempDir>,
+}
+
+fn sign_key(node: u64) -> SigningKey {
+    SigningKey::from_bytes(&sha256(&node.to_le_bytes()))
+}
+
+impl Cluster {
+    /// A formed cluster of nodes 1..=nodes with two shards.
+    pub async fn start(nodes: u64) -> Self {
+        let planned = (1..=nodes).map(|id| PlanNode {
+            id: NodeId(id),
+            name: format!("n{id}"),
+            peer_address: format!("peer{id}:1"),
+            client_address: format!("client{id}:1"),
+            sign_key: sign_key(id).verifying_key().to_bytes(),
+        });
+        let plan = Plan { cluster: CLUSTER, shards: 2, nodes: planned.collect() };
+        let hub = Arc::new(Hub::default());
+        let (mut running, mut dirs) = (Vec::new(), Vec::new());
+        for id in (1..=nodes).map(NodeId) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut store = StoreConfig::default();
+            store.wal.file_bytes = 4 << 20;
+            store.wal.spare_files = 0;
+            let version = "test".into();
+            let config = NodeConfig { node: id, plan: plan.clone(), data_dir: dir.path().into(), store, version };
+            running.push(Node::start(hub.env(id), config, sign_key(id.0)).await.unwrap());
+            dirs.push(dir);
+        }
+        let cluster = Self { hub, nodes: running, _dirs: dirs };
+        eventually("the cluster forms", || cluster.nodes.iter().all(|node| node.not_ready().is_empty())).await;
+        cluster
+    }
+
+    pub fn service(&self, node: usize) -> TestService {
+        self.nodes[node - 1].service()
+    }
+
+    /// Adds a user through the local socket and signs him in at a node.
+    pub async fn user(&self, name: &str, node: usize) -> User {
+        let identity = identity(name);
+        self.service(node).add_user(&Caller::Local, add_user(&identity, UserRole::Member)).await.unwrap();
+        User::sign_in(self.service(node), identity).await.unwrap()
+    }
+}
+
+pub fn identity(name: &str) -> Identity {
+    let rng = SeededRng::new(u64::from_le_bytes(sha256(name.as_bytes())[..8].try_into().unwrap()));
+    let now_ms = SystemClock.now_ms();
+    Identity::generate(name.parse().unwrap(), DeviceKind::Service, now_ms, |bytes| rng.fill(bytes))
+}
+
+pub fn add_user(identity: &Identity, role: UserRole) -> AddUserRequest {
+    AddUserRequest {
+        request_id: unique(16),
+        handle: identity.handle.to_string(),
+        user_key: Bytes::copy_from_slice(identity.user_key.verifying_key().as_bytes()),
+        role: role.into(),
+        ..AddUserRequest::default()
+    }
+}
+
+/// Bytes that no other call of this process returned.
+pub fn unique(len: usize) -> Bytes {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    Bytes::copy_from_slice(&sha256(&LAST.fetch_add(1, Ordering::Relaxed).to_le_bytes())[..len])
+}
+
+/// Claims over a fresh challenge.
+pub fn claims(service: &TestService, identity: &Identity) -> TokenClaims {
+    let challenge = service.challenge().unwrap();
+    TokenClaims {
+        user: identity.handle.to_string(),
+        device_id: identity.device_id().to_bytes(),
+        nonce: challenge.nonce,
+        issued_ms: challenge.now_ms,
+        expires_ms: challenge.now_ms + challenge.token_lifetime_ms_max,
+        node_id: challenge.node_id,
+    }
+}
+
+pub fn signed(identity: &Identity, claims: &TokenClaims) -> Signed {
+    Signed::sign(CLUSTER, claims, &[&identity.device_key])
+}
+
+/// A request to sign in, with the first device list.
+pub fn sign_in_with_list(identity: &Identity, claims: &TokenClaims) -> SignInRequest {
+    let (list, bundles) = identity.device_list(CLUSTER);
+    SignInRequest { claims: Some(signed(identity, claims)), device_list: Some(list), bundles }
+}
+
+/// A signed-in user at a node.
+#[derive(Clone)]
+pub struct User {
+    pub identity: Identity,
+    pub service: TestService,
+    pub token: Bytes,
+    pub caller: Caller,
+    producer: Bytes,
+    opened_ms: u64,
+}
+
+impl User {
+    pub async fn sign_in(service: TestService, identity: Identity) -> Result<Self, Failure> {
+        let request = sign_in_with_list(&identity, &claims(&service, &identity));
+        let token = service.sign_in(request).await?.token.unwrap().encode_to_vec();
+        let caller = service.authenticate(&token).await?;
+        let (producer, opened_ms) = (unique(8), SystemClock.now_ms());
+        Ok(Self { identity, service, token: token.into(), caller, producer, opened_ms })
+    }
+
+    /// The same user at another node, with the same token.
+    pub async fn at(&self, service: TestService) -> Self {
+        let caller = service.authenticate(&self.token).await.unwrap();
+        Self { service, caller, ..self.clone() }
+    }
+
+    fn event(&self, op: RosterOp) -> RosterEvent {
+        RosterEvent {
+            op: op.into(),
+            actor_user: self.identity.handle.to_string(),
+            actor_device: self.identity.device_id().to_bytes(),
+            actor_list_version: 1,
+            created_ms: SystemClock.now_ms(),
+            ..RosterEvent::default()
+        }
+    }
+
+    fn sign(&self, event: &RosterEvent) -> (Option<Signed>, Option<ActorProof>) {
+        let signed = Signed::sign(CLUSTER, event, &[&self.identity.device_key]);
+        (Some(signed), Some(self.identity.actor_proof(CLUSTER)))
+    }
+
+    pub fn create_request(&self, subject: &str) -> CreateRoomRequest {
+        let create = RosterEvent {
+            room_id: unique(16),
+            subject_user: self.identity.handle.to_string(),
+            subject_key_fingerprint: fingerprint(&self.identity),
+            role: RoomRole::Admin.into(),
+            policy: Some(RoomPolicy { persist: true, ..RoomPolicy::default() }),
+            subject: subject.into(),
+            ..self.event(RosterOp::Create)
+        };
+        let (event, actor) = self.sign(&create);
+        CreateRoomRequest { event, actor }
+    }
+
+    pub async fn create(&self, subject: &str) -> Room {
+        let request = self.create_request(subject);
+        self.service.create_room(&self.caller, request).await.unwrap().room.unwrap()
+    }
+
+    /// Adds (with a role) or removes a member.
+    pub async fn change(&self, room: &Room, member: &Identity, role: Option<RoomRole>) -> AppendRosterResponse {
+        let newest = self.get(room).await.unwrap();
+        let op = if role.is_some() { RosterOp::Add } else { RosterOp::Remove };
+        let event = RosterEvent {
+            room_id: room.room_id.clone(),
+            height: newest.roster_height + 1,
+            previous_hash: newest.roster_hash,
+            subject_user: member.handle.to_string(),
+            subject_key_fingerprint: role.map_or(Bytes::new(), |_| fingerprint(member)),
+            role: role.unwrap_or_default().into(),
+            ..self.event(op)
+        };
+        let (event, actor) = self.sign(&event);
+        self.service.append_roster(&self.caller, AppendRosterRequest { event, actor }).await.unwrap()
+    }
+
+    pub async fn get(&self, room: &Room) -> Result<Room, Failure> {
+        let request = GetRoomRequest { room: Some(by_subject(&room.subject)) };
+        Ok(self.service.get_room(&self.caller, request).await?.room.unwrap())
+    }
+
+    pub fn publish_request(&self, room: &Room, first_number: u64, bodies: &[&str]) -> PublishRequest {
+        let message = |body: &&str| OutgoingMessage { body: Bytes::copy_from_slice(body.as_bytes()), headers: vec![] };
+        PublishRequest {
+            request: first_number,
+            room_id: room.room_id.clone(),
+            producer_id: self.producer.clone(),
+            opened_ms: self.opened_ms,
+            first_number,
+            messages: bodies.iter().map(message).collect(),
+        }
+    }
+
+    pub async fn publish(&self, room: &Room, first_number: u64, bodies: &[&str]) -> Result<PublishResponse, Failure> {
+        self.service.publish(&self.caller, self.publish_request(room, first_number, bodies)).await
+    }
+
+    pub async fn subscribe(&self, filter: &str, from: start_from::From) -> Result<Reader, Failure> {
+        let start = Some(StartFrom { from: Some(from) });
+        self.subscribe_with(SubscribeRequest { filter: filter.into(), start, ..SubscribeRequest::default() }).await
+    }
+
+    pub async fn subscribe_with(&self, request: SubscribeRequest) -> Result<Reader, Failure> {
+        Ok(Reader { subscription: self.service.subscribe(&self.caller, request).await?, caught_up: None })
+    }
+}
+
+pub fn earliest() -> start_from::From {
+    start_from::From::Earliest(Earliest {})
+}
+
+pub fn latest() -> start_from::From {
+    start_from::From::Latest(Latest {})
+}
+
+fn fingerprint(identity: &Identity) -> Bytes {
+    Bytes::copy_from_slice(&sha256(identity.user_key.verifying_key().as_bytes()))
+}
+
+pub fn by_subject(subject: &str) -> RoomRef {
+    RoomRef { room: Some(room_ref::Room::Subject(subject.into())) }
+}
+
+pub fn shard_of(room: &Room) -> GroupId {
+    GroupId(room.shard)
+}
+
+pub fn id_of(room: &Room) -> RoomId {
+    RoomId::from_bytes(&room.room_id).unwrap()
+}
+
+/// Reads a subscription, checking on the way that no room has a gap or a duplicate.
+pub struct Reader {
+    subscription: Subscription<HubEnv>,
+    pub caught_up: Option<CaughtUp>,
+}
+
+impl Reader {
+    /// The next entries of a room; `None` after the end.
+    pub async fn batch(&mut self) -> Option<Result<DeliveryBatch, Failure>> {
+        loop {
+            let next = timeout::<HubEnv, _>(PATIENCE, self.subscription.next()).await.expect("an element in time");
+            match next? {
+                Ok(SubscribeResponse { item: Some(subscribe_response::Item::Batch(batch)) }) => return Some(Ok(batch)),
+                Ok(SubscribeResponse { item: Some(subscribe_response::Item::CaughtUp(caught_up)) }) => {
+                    assert!(self.caught_up.replace(caught_up).is_none(), "caught up twice");
+                }
+                Ok(_) => {}
+                Err(failure) => return Some(Err(failure)),
+            }
+        }
+    }
+
+    /// Bodies of messages (of all rooms, with their sequences) until `count` have come.
+    pub async fn messages(&mut self, count: usize) -> Vec<(String, u64, String)> {
+        let mut found = Vec::new();
+        while found.len() < count {
+            let batch = self.batch().await.expect("the stream goes on").expect("no failure");
+            for delivery in batch.deliveries {
+                if let Some(delivery::Entry::Message(message)) = delivery.entry {
+                    let body = String::from_utf8(message.body.to_vec()).unwrap();
+                    found.push((batch.subject.clone(), delivery.sequence, body));
+                }
+            }
+        }
+        found
+    }
+
+    /// All sequences until the stream ends, and how it ended.
+    pub async fn to_end(&mut self) -> (Vec<u64>, Option<Failure>) {
+        let mut sequences = Vec::new();
+        loop {
+            match self.batch().await {
+                Some(Ok(batch)) => sequences.extend(batch.deliveries.iter().map(|delivery| delivery.sequence)),
+                Some(Err(failure)) => return (sequences, Some(failure)),
+                None => return (sequences, None),
+            }
+        }
+    }
+}
+
+/// Waits for a condition.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = unibus_raft_store::env::now::<HubEnv>();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        unibus_raft_store::env::sleep::<HubEnv>(Duration::from_millis(10)).await;
+    }
+}

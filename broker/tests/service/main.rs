@@ -1,0 +1,10 @@
+//! The service of real nodes over an in-process network: what the API promises, without sockets.
+
+mod auth;
+mod cluster;
+mod failover;
+mod grpc;
+mod net;
+mod publish;
+mod rooms;
+mod subscribe;

@@ -1,0 +1,141 @@
+//! Nodes of one process: streams through channels, which a test can cut.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use bytes::{Bytes, BytesMut};
+use openraft_rt_tokio::TokioRuntime;
+use tokio::sync::mpsc;
+use unibus_proto::id::NodeId;
+use unibus_raft_store::env::{Duplex, Env, FrameRx, FrameTx, Lane, Net, NetError};
+use unibus_raft_store::testing::{FsDisk, SeededRng, SystemClock};
+
+/// Frames on their way in one direction of a stream.
+const WINDOW: usize = 64;
+
+type Opened = (NodeId, Duplex<HubNet>);
+
+/// Where the nodes meet.
+#[derive(Default)]
+pub struct Hub {
+    inboxes: Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Opened>>>,
+    cut: Mutex<BTreeSet<NodeId>>,
+}
+
+impl Hub {
+    /// Nothing goes to or from the node any more.
+    pub fn cut(&self, node: NodeId) {
+        self.cut.lock().unwrap().insert(node);
+    }
+
+    /// The opposite.
+    pub fn heal(&self, node: NodeId) {
+        self.cut.lock().unwrap().remove(&node);
+    }
+
+    fn is_cut(&self, nodes: [NodeId; 2]) -> bool {
+        nodes.iter().any(|node| self.cut.lock().unwrap().contains(node))
+    }
+
+    /// The environment of a node.
+    pub fn env(self: &Arc<Self>, node: NodeId) -> HubEnv {
+        let (tx, rx) = mpsc::unbounded_channel();
+        self.inboxes.lock().unwrap().insert(node, tx);
+        let inbox = Arc::new(tokio::sync::Mutex::new(rx));
+        HubEnv { net: HubNet { node, hub: Arc::clone(self), inbox }, rng: SeededRng::new(node.0) }
+    }
+}
+
+/// Tokio, files, the system clock, and the hub.
+#[derive(Clone)]
+pub struct HubEnv {
+    net: HubNet,
+    rng: SeededRng,
+}
+
+impl Env for HubEnv {
+    type Rt = TokioRuntime;
+    type Net = HubNet;
+    type Disk = FsDisk;
+    type Clock = SystemClock;
+    type Rng = SeededRng;
+
+    fn net(&self) -> &HubNet {
+        &self.net
+    }
+    fn disk(&self) -> &FsDisk {
+        &FsDisk
+    }
+    fn clock(&self) -> &SystemClock {
+        &SystemClock
+    }
+    fn rng(&self) -> &SeededRng {
+        &self.rng
+    }
+}
+
+/// A node's end of the hub.
+#[derive(Clone)]
+pub struct HubNet {
+    node: NodeId,
+    hub: Arc<Hub>,
+    inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Opened>>>,
+}
+
+impl Net for HubNet {
+    type Tx = HubTx;
+    type Rx = HubRx;
+
+    async fn connect(&self, peer: NodeId, _: Lane) -> Result<Duplex<Self>, NetError> {
+        let unreachable = || NetError::Unreachable(format!("node {peer} is not there"));
+        if self.hub.is_cut([self.node, peer]) {
+            return Err(unreachable());
+        }
+        let ((tx, their_rx), (their_tx, rx)) = (mpsc::channel(WINDOW), mpsc::channel(WINDOW));
+        let half = |tx| HubTx { ends: [self.node, peer], hub: Arc::clone(&self.hub), tx };
+        let theirs = (self.node, (half(their_tx), HubRx(their_rx)));
+        let inbox = self.hub.inboxes.lock().unwrap().get(&peer).cloned().ok_or_else(unreachable)?;
+        inbox.send(theirs).map_err(|_| unreachable())?;
+        Ok((half(tx), HubRx(rx)))
+    }
+
+    async fn accept(&self) -> Result<Opened, NetError> {
+        self.inbox.lock().await.recv().await.ok_or_else(|| NetError::Closed("the hub is gone".into()))
+    }
+}
+
+pub struct HubTx {
+    ends: [NodeId; 2],
+    hub: Arc<Hub>,
+    tx: mpsc::Sender<Option<Bytes>>,
+}
+
+impl HubTx {
+    async fn put(&self, frame: Option<Bytes>) -> Result<(), NetError> {
+        let closed = || NetError::Closed("cut".into());
+        if self.hub.is_cut(self.ends) {
+            return Err(closed());
+        }
+        self.tx.send(frame).await.map_err(|_| closed())
+    }
+}
+
+impl FrameTx for HubTx {
+    async fn send(&mut self, parts: Vec<Bytes>) -> Result<(), NetError> {
+        let mut frame = BytesMut::new();
+        parts.iter().for_each(|part| frame.extend_from_slice(part));
+        self.put(Some(frame.freeze())).await
+    }
+
+    async fn finish(&mut self) -> Result<(), NetError> {
+        self.put(None).await
+    }
+}
+
+pub struct HubRx(mpsc::Receiver<Option<Bytes>>);
+
+impl FrameRx for HubRx {
+    async fn recv(&mut self) -> Result<Option<Bytes>, NetError> {
+        self.0.recv().await.ok_or_else(|| NetError::Closed("the peer dropped the stream".into()))
+    }
+}
