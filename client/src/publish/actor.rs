@@ -263,6 +263,8 @@ impl<P: Platform> Actor<P> {
             self.fail(error);
         } else if self.window.in_flight() > 0 && now >= self.heard_at + self.core.config.answer_timeout {
             self.lose_lane(Error::lost("publish: the node does not answer")).await;
+        } else if self.window.in_flight() == 0 && now >= self.paused_until {
+            self.window.rewind();
         }
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Push {
 struct Slot {
     push: Push,
     attempts: u32,
+    /// An attempt had no answer: it may have been stored.
+    doubtful: bool,
     result: Option<Result<Ack, Error>>,
 }
 
@@ -93,7 +95,7 @@ impl Window {
     }
 
     pub fn push(&mut self, push: Push) {
-        self.slots.push_back(Slot { push, attempts: 0, result: None });
+        self.slots.push_back(Slot { push, attempts: 0, doubtful: false, result: None });
     }
 
     fn slot(&mut self, number: u64) -> Option<&mut Slot> {
@@ -148,7 +150,17 @@ impl Window {
     /// No answer to what was sent will come any more.
     pub fn lose_connection(&mut self) {
         self.rewind();
-        self.sent.clear();
+        for sent in std::mem::take(&mut self.sent).into_values() {
+            self.doubt(&sent);
+        }
+    }
+
+    fn doubt(&mut self, sent: &Sent) {
+        for number in sent.first..sent.first + sent.count {
+            if let Some(slot) = self.slot(number) {
+                slot.doubtful = true;
+            }
+        }
     }
 
     /// Takes an answer.
@@ -156,7 +168,10 @@ impl Window {
         let Some(sent) = self.sent.remove(&tag) else { return Verdict::Go };
         if let Some(failure) = &response.failure {
             let error = Error::from_failure(failure, response.leader);
-            return if sent.stale { Verdict::Go } else { self.fail(&sent, error) };
+            if error.outcome == Outcome::Unknown {
+                self.doubt(&sent);
+            }
+            return if sent.stale { Verdict::Go } else { self.fail(error) };
         }
         let mut verdict = Verdict::Go;
         for became in &response.outcomes {
@@ -220,7 +235,7 @@ impl Window {
         }
     }
 
-    fn fail(&mut self, sent: &Sent, error: Error) -> Verdict {
+    fn fail(&mut self, error: Error) -> Verdict {
         let again = matches!(error.code, ErrorCode::Unauthenticated | ErrorCode::OutOfOrder);
         if error.is_transient() || again {
             self.rewind();
@@ -228,12 +243,6 @@ impl Window {
         }
         if error.code == ErrorCode::UnknownProducer && self.can_reopen() {
             return Verdict::Reopen;
-        }
-        // Refused before anything was decided: those of this request that were sent once have no effect.
-        for number in sent.first..sent.first + sent.count {
-            if let Some(slot) = self.slot(number).filter(|slot| slot.attempts == 1) {
-                slot.result.get_or_insert_with(|| Err(error.clone()));
-            }
         }
         Verdict::Fatal(error)
     }
@@ -243,10 +252,10 @@ impl Window {
         self.first + self.slots.iter().take_while(|slot| slot.result.is_some()).count() as u64
     }
 
-    /// Whether no message can have been stored under its number: each was sent once at most and refused,
-    /// or will be, as only number 1 opens a producer.
+    /// Whether no message can have been stored under its number: each attempt was refused, or will be, as
+    /// only number 1 opens a producer.
     fn can_reopen(&self) -> bool {
-        self.first_open() > 1 && self.slots.iter().all(|slot| slot.attempts <= 1 && slot.result.is_none())
+        self.first_open() > 1 && self.slots.iter().all(|slot| !slot.doubtful && slot.result.is_none())
     }
 
     /// The unresolved messages become the first ones of a new producer.
@@ -274,14 +283,13 @@ impl Window {
         self.next = self.next.max(self.first);
     }
 
-    /// Answers everything with `error`; what was sent may have been stored.
+    /// Answers everything with `error`; what has an attempt without an answer may have been stored.
     pub fn fail_all(&mut self, error: &Error) {
+        self.lose_connection();
         for slot in &mut self.slots {
-            let certain = slot.attempts == 0;
-            let outcome = if certain { Outcome::None } else { Outcome::Unknown };
+            let outcome = if slot.doubtful { Outcome::Unknown } else { Outcome::None };
             slot.result.get_or_insert_with(|| Err(Error { outcome, ..error.clone() }));
         }
-        self.sent.clear();
         self.resolve();
     }
 }

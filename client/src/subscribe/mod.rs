@@ -180,7 +180,10 @@ impl<P: Platform> Subscription<P> {
     }
 
     async fn advance(&mut self) -> Result<(), Error> {
-        self.connect(self.options.patience).await?;
+        let patience = self.options.patience;
+        // A node that never catches up must not make a subscription with an end go on for ever.
+        let patience = patience.or_else(|| self.options.until_end.then_some(self.core.config.patience));
+        self.connect(patience).await?;
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let heard = timeout(&self.core.platform, self.core.config.silence_timeout, connection.stream.message()).await;
         match heard {
@@ -204,6 +207,9 @@ impl<P: Platform> Subscription<P> {
             }
             Err(error) if error.code == ErrorCode::Corrupt && self.gaps + 1 < GAPS_MAX => {
                 self.gaps += 1;
+                if let Some(node) = self.node() {
+                    self.core.nodes().note_failure(node, self.core.platform.now());
+                }
                 self.lose(error);
                 Ok(())
             }

@@ -1,0 +1,147 @@
+//! Unary calls: sign-in and renewal, failover, pins, signed roster changes.
+
+mod fake;
+
+use std::time::Duration;
+
+use fake::{Cluster, FakePlatform, ROOM, alice};
+use unibus_client::proto::code::Outcome;
+use unibus_client::proto::id::{ClusterId, Handle};
+use unibus_client::proto::v1::{RoomPolicy, RoomRole};
+use unibus_client::{Client, ClientConfig, ErrorCode};
+
+#[tokio::test(start_paused = true)]
+async fn signs_in_once_with_the_first_device_list() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    assert_eq!(client.cluster_id(), fake::CLUSTER);
+    let calls = futures::future::join_all((0..20).map(|_| client.who_am_i())).await;
+    assert!(calls.iter().all(|answer| answer.as_ref().unwrap().user == "alice"));
+    let state = cluster.lock();
+    assert_eq!(state.sign_ins, 1);
+    assert!(state.device_list.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn renews_the_token_before_it_ends_and_when_it_is_refused() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    client.who_am_i().await.unwrap();
+    assert_eq!(cluster.lock().sign_ins, 1);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    client.who_am_i().await.unwrap();
+    assert_eq!(cluster.lock().sign_ins, 2);
+    cluster.lock().node(1).refuse_tokens = 1;
+    client.who_am_i().await.unwrap();
+    assert_eq!(cluster.lock().sign_ins, 3);
+    cluster.lock().node(1).refuse_tokens = 100;
+    assert_eq!(client.who_am_i().await.unwrap_err().code, ErrorCode::Unauthenticated);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_cluster_is_refused_before_anything_is_signed() {
+    let cluster = Cluster::new();
+    let refused = cluster.client_with(|config| ClientConfig { cluster_id: Some(ClusterId([8; 16])), ..config }).await;
+    let error = refused.unwrap_err();
+    assert!(error.code == ErrorCode::Invalid && error.message.contains("07070707"), "{error}");
+    assert_eq!(cluster.lock().sign_ins, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn goes_to_the_next_node_when_one_dies_or_has_no_leader() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    cluster.lock().kill(1);
+    let started = tokio::time::Instant::now();
+    assert_ne!(client.who_am_i().await.unwrap().node_id, 1);
+    assert!(started.elapsed() < Duration::from_millis(100));
+    let now = client.who_am_i().await.unwrap().node_id;
+    cluster.lock().node(now).call_faults.push_back((ErrorCode::NoLeader, 0));
+    assert_ne!(client.who_am_i().await.unwrap().node_id, now);
+    cluster.lock().node(1).down = false;
+    // Long enough for the failed ones to be trusted again.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let now = client.who_am_i().await.unwrap().node_id;
+    let other = 6 - 1 - now;
+    cluster.lock().node(now).call_faults.push_back((ErrorCode::NotLeader, other));
+    assert_eq!(client.who_am_i().await.unwrap().node_id, other);
+}
+
+#[tokio::test(start_paused = true)]
+async fn says_why_when_no_node_can_be_reached() {
+    let cluster = Cluster::new();
+    (1..=3).for_each(|node| cluster.lock().kill(node));
+    let refused = cluster.client_with(|config| config.patience(Duration::from_secs(2))).await;
+    let error = refused.unwrap_err();
+    assert_eq!((error.code, error.outcome), (ErrorCode::Unreachable, Outcome::None));
+    assert!(error.message.contains("n1:1") && error.message.contains("connection refused"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_never_answers_is_left() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    cluster.lock().node(1).deaf = true;
+    assert_ne!(client.who_am_i().await.unwrap().node_id, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pinned_client_talks_to_its_node_only() {
+    let cluster = Cluster::new();
+    for pin in ["n2", "n2:1"] {
+        let client = cluster.client_with(|config| config.pinned(Some(pin.into()))).await.unwrap();
+        assert_eq!(client.who_am_i().await.unwrap().node_id, 2, "{pin}");
+    }
+    let error = cluster.client_with(|config| config.pinned(Some("n9".into()))).await.unwrap_err();
+    assert!(error.message.contains("n1, n2, n3"), "{error}");
+    let client =
+        cluster.client_with(|config| config.pinned(Some("n2".into())).patience(Duration::from_secs(2))).await.unwrap();
+    cluster.lock().kill(2);
+    assert_eq!(client.who_am_i().await.unwrap_err().code, ErrorCode::Unreachable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn creates_and_lists_rooms() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    let subject = "ops.new".parse().unwrap();
+    let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
+    let made = client.create_room(&subject, policy).await.unwrap();
+    assert!(made.created);
+    assert_eq!(client.room(&subject).await.unwrap().room_id, made.room.room_id);
+    assert_eq!(client.list_rooms(None).await.unwrap().len(), 2);
+    let missing = client.room("no.room".parse::<unibus_client::proto::subject::Subject>().unwrap()).await;
+    assert_eq!(missing.unwrap_err().code, ErrorCode::RoomNotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn signs_again_when_another_change_came_first() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    let names: Vec<Handle> = (0..8).map(|at| format!("bob{at}").parse().unwrap()).collect();
+    let adds = names.iter().map(|name| client.add_member(ROOM, name, RoomRole::Reader));
+    let mut sequences: Vec<_> =
+        futures::future::join_all(adds).await.into_iter().map(|answer| answer.unwrap().sequence).collect();
+    sequences.sort();
+    assert_eq!(sequences, (1..=8).collect::<Vec<_>>());
+    assert_eq!(cluster.lock().rooms[&ROOM].room.roster_height, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_to_a_roster_change_is_found_and_not_repeated() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    cluster.lock().lose_append_answers = 1;
+    let answer = client.add_member(ROOM, &"bob".parse().unwrap(), RoomRole::Member).await;
+    assert_eq!(answer.unwrap().sequence, 1);
+    assert_eq!(cluster.lock().rooms[&ROOM].roster.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_configured_is_said_at_once() {
+    let cluster = Cluster::new();
+    let none: [&str; 0] = [];
+    let refused = Client::connect(FakePlatform::new(cluster), ClientConfig::new(none), alice()).await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::Invalid);
+}
