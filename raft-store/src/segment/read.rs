@@ -21,15 +21,12 @@ impl<E: Env> Segments<E> {
     ) -> Result<Vec<StoredDelivery>, TimelineError> {
         let mut batch = Batch { out: vec![], bytes: 0, bytes_max, count_max: count_max.max(1) };
         let mut next = from;
-        loop {
+        while !batch.is_full() {
             // Not in a `while let`: that would hold the ledger over the await.
             let found = self.ledger().find(room, next)?;
             let Some((first, run)) = found else { break };
             let bytes = self.run_bytes(&run).await?;
             next = self.take_run(room, first, next, &run, bytes, &mut batch)?;
-            if batch.is_full() {
-                break;
-            }
         }
         Ok(batch.out)
     }

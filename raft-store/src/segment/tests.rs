@@ -156,8 +156,8 @@ async fn a_flipped_bit_is_refused_at_start_or_corrupt_when_read() {
     for entry in &manifest {
         let path = segment_path(dir.path(), entry.id);
         let good = fs::read(&path).expect("reads");
-        let bits = (0..good.len() * 8).step_by(good.len() * 8 / 300);
-        for bit in bits.chain(0..64).chain(good.len() * 8 - 256..good.len() * 8) {
+        let bits = (0..good.len() * 8).step_by(good.len() * 8 / 60);
+        for bit in bits.chain((0..512).step_by(5)).chain((good.len() * 8 - 256..good.len() * 8).step_by(5)) {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             fs::write(&path, &bad).expect("flip");
