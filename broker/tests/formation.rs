@@ -7,6 +7,7 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng, seq::SliceRandom};
 use tokio::runtime::Runtime;
@@ -141,6 +142,11 @@ fn until(what: &str, mut holds: impl FnMut() -> Result<(), String>) {
 
 fn until_ready(nodes: &[Running]) {
     until("the nodes are ready", || {
+        for running in nodes {
+            if let Some(fault) = running.node.fault().now_or_never() {
+                panic!("node {}: {fault}", running.node.identity().node);
+            }
+        }
         let reasons: Vec<_> = nodes.iter().map(|running| running.node.not_ready()).collect();
         if reasons.iter().all(Vec::is_empty) { Ok(()) } else { Err(format!("{reasons:?}")) }
     });

@@ -99,7 +99,11 @@ async fn users_are_managed_by_admins_only_and_never_overwritten() {
     assert!(service.add_user(&Caller::Local, bob.clone()).await.unwrap().created);
     let again = AddUserRequest { request_id: unique(16), ..bob.clone() };
     assert!(!service.add_user(&Caller::Local, again).await.unwrap().created, "the same user again");
-    let other_key = AddUserRequest { request_id: unique(16), user_key: add_user(&identity("eve"), UserRole::Member).user_key, ..bob };
+    let other_key = AddUserRequest {
+        request_id: unique(16),
+        user_key: add_user(&identity("eve"), UserRole::Member).user_key,
+        ..bob
+    };
     let refused = service.add_user(&Caller::Local, other_key).await.expect_err("another key").code;
     assert_eq!(refused, ErrorCode::AlreadyExists);
     let page = |page_size, page_token: &str| ListUsersRequest { page_size, page_token: page_token.into() };

@@ -16,7 +16,7 @@ use unibus_proto::id::{ClusterId, GroupId, NodeId, RoomId};
 use unibus_proto::signed::sha256;
 use unibus_proto::v1::*;
 use unibus_raft_store::StoreConfig;
-use unibus_raft_store::env::{Clock, Rng, timeout};
+use unibus_raft_store::env::{Clock, Instant, Rng, timeout};
 use unibus_raft_store::testing::{SeededRng, SystemClock};
 
 use crate::net::{Hub, HubEnv};

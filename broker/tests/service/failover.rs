@@ -73,10 +73,8 @@ async fn without_a_quorum_writes_and_reads_are_refused_in_time_with_the_reason()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leadership_is_handed_over_to_a_voter_that_can_take_it() {
     let cluster = Cluster::start(3).await;
-    eventually("the nodes hear of each other", || {
-        (1..=3).all(|node| cluster.service(node).peers_reachable() == 2)
-    })
-    .await;
+    eventually("the nodes hear of each other", || (1..=3).all(|node| cluster.service(node).peers_reachable() == 2))
+        .await;
     let group = GroupId(1);
     let service = cluster.service(1);
     let leader = service.shards().group(group).unwrap().leader().unwrap();

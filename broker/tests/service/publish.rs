@@ -66,7 +66,11 @@ async fn many_publishers_share_entries_and_each_gets_its_own_answer() {
     for (number, response) in (1..).zip(futures::future::join_all(waiting).await) {
         let response = response.unwrap();
         assert_eq!(response.outcomes[0].first_number, number);
-        assert_eq!(outcome(&response), &Outcome::Stored(Stored { first_sequence: number }), "in the order of admission");
+        assert_eq!(
+            outcome(&response),
+            &Outcome::Stored(Stored { first_sequence: number }),
+            "in the order of admission"
+        );
     }
 }
 
@@ -76,7 +80,8 @@ async fn a_range_names_floor_and_head_when_it_is_missed() {
     let alice = cluster.user("alice", 1).await;
     let room = alice.create("ops.range").await;
     alice.publish(&room, 1, &["a", "b", "c"]).await.unwrap();
-    let range = |from_sequence, count_max| FetchRangeRequest { room: Some(by_subject("ops.range")), from_sequence, count_max };
+    let range =
+        |from_sequence, count_max| FetchRangeRequest { room: Some(by_subject("ops.range")), from_sequence, count_max };
     let found = alice.service.fetch_range(&alice.caller, range(2, 0)).await.unwrap();
     assert_eq!((found.floor, found.head), (0, 3));
     assert_eq!(found.deliveries.iter().map(|delivery| delivery.sequence).collect::<Vec<_>>(), [2, 3]);

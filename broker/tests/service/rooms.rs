@@ -109,7 +109,9 @@ async fn members_are_listed_in_pages_and_only_users_can_be_added() {
         previous_hash: newest.roster_hash,
         op: RosterOp::Add.into(),
         subject_user: "stranger".into(),
-        subject_key_fingerprint: unibus_proto::signed::sha256(stranger.user_key.verifying_key().as_bytes()).to_vec().into(),
+        subject_key_fingerprint: unibus_proto::signed::sha256(stranger.user_key.verifying_key().as_bytes())
+            .to_vec()
+            .into(),
         role: RoomRole::Member.into(),
         actor_user: "alice".into(),
         actor_device: alice.identity.device_id().to_bytes(),
@@ -117,7 +119,8 @@ async fn members_are_listed_in_pages_and_only_users_can_be_added() {
         ..RosterEvent::default()
     };
     let signed = Signed::sign(crate::cluster::CLUSTER, &event, &[&alice.identity.device_key]);
-    let append = AppendRosterRequest { event: Some(signed), actor: Some(alice.identity.actor_proof(crate::cluster::CLUSTER)) };
+    let append =
+        AppendRosterRequest { event: Some(signed), actor: Some(alice.identity.actor_proof(crate::cluster::CLUSTER)) };
     let refused = alice.service.append_roster(&alice.caller, append).await.expect_err("no user").code;
     assert_eq!(refused, ErrorCode::UserNotFound);
 }

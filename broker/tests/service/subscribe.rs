@@ -50,7 +50,10 @@ async fn a_slow_subscriber_falls_back_to_history_and_misses_nothing() {
         alice.publish(&room, 2 + batch * 16, &[body.as_str(); 16]).await.unwrap();
     }
     let found = reader.messages(12 * 16).await;
-    assert_eq!(found.iter().map(|(_, sequence, _)| *sequence).collect::<Vec<_>>(), (2..2 + 12 * 16).collect::<Vec<_>>());
+    assert_eq!(
+        found.iter().map(|(_, sequence, _)| *sequence).collect::<Vec<_>>(),
+        (2..2 + 12 * 16).collect::<Vec<_>>()
+    );
     alice.publish(&room, 2 + 12 * 16, &["live again"]).await.unwrap();
     assert_eq!(reader.messages(1).await[0].2, "live again");
 }
@@ -112,7 +115,8 @@ async fn until_end_stops_at_the_head_of_the_moment_on_any_node() {
     for node in 1..=3 {
         let there = alice.at(cluster.service(node)).await;
         let start = Some(StartFrom { from: Some(earliest()) });
-        let request = SubscribeRequest { filter: "ops.*".into(), start, until_end: true, ..SubscribeRequest::default() };
+        let request =
+            SubscribeRequest { filter: "ops.*".into(), start, until_end: true, ..SubscribeRequest::default() };
         let mut reader = there.subscribe_with(request).await.unwrap();
         let publishing = publish_in_background(&alice, &room, 41 + 5 * (node as u64 - 1), 5);
         let (sequences, failure) = reader.to_end().await;
@@ -139,7 +143,8 @@ async fn it_starts_where_it_is_told() {
     assert_eq!(first(start_from::From::TimeMs(times[3])).await, 4);
     assert_eq!(first(start_from::From::TimeMs(0)).await, 1);
     let position = |next_sequence| RoomPosition { room_id: room.room_id.clone(), next_sequence };
-    let resume = |next| SubscribeRequest { filter: "ops.>".into(), resume: vec![position(next)], ..SubscribeRequest::default() };
+    let resume =
+        |next| SubscribeRequest { filter: "ops.>".into(), resume: vec![position(next)], ..SubscribeRequest::default() };
     assert_eq!(alice.subscribe_with(resume(5)).await.unwrap().messages(1).await[0].1, 5);
     let beyond = alice.subscribe_with(resume(99)).await.err().expect("above the head + 1");
     assert_eq!(beyond.code, ErrorCode::OutOfRange);
