@@ -38,7 +38,9 @@ pub const DEVICES_MAX: usize = 100;
 pub const ENDED_DEVICES_MAX: usize = 4_096;
 /// Bytes of a signed roster event with its proof.
 pub const ROSTER_ENTRY_BYTES_MAX: usize = 16 << 10;
-/// Bytes of a device list or of a bundle.
+/// Bytes of a signed device bundle; it is part of every roster event's proof.
+pub const DEVICE_BUNDLE_BYTES_MAX: usize = 4 << 10;
+/// Bytes of a signed device list.
 pub const DEVICE_LIST_BYTES_MAX: usize = 256 << 10;
 /// Subscriptions of a node.
 pub const SUBSCRIPTIONS_MAX: usize = 10_000;
@@ -89,4 +91,6 @@ const _: () = {
     assert!(SUBSCRIBER_QUEUE_BYTES_MAX >= 2 * (BODY_BYTES_MAX + HEADERS_BYTES_MAX));
     assert!(BATCH_MESSAGES_MAX as u64 <= PRODUCER_WINDOW);
     assert!(PAGE_DEFAULT <= PAGE_MAX);
+    assert!(DEVICE_BUNDLE_BYTES_MAX < ROSTER_ENTRY_BYTES_MAX);
+    assert!(32 * DEVICES_MAX + 20 * ENDED_DEVICES_MAX < DEVICE_LIST_BYTES_MAX);
 };

@@ -89,6 +89,7 @@ fn every_row() {
     check("row-member", &row::MemberRow { role: 2, key_fingerprint: ex::hash(3), since_sequence: 4 });
     check("row-roster", &row::RosterRow { entry: Some(ex::roster_entry()) });
     check("row-producer", &ex::producer_row());
+    check("row-answers", &ex::answers_row());
     check("row-producer-count", &row::ProducerCountRow { count: 64 });
     check("row-device-list", &ex::device_list_row());
     check("row-device", &row::DeviceRow { bundle: Some(ex::signed()) });

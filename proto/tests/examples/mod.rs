@@ -213,19 +213,16 @@ pub fn room_row() -> row::RoomRow {
 }
 
 pub fn producer_row() -> row::ProducerRow {
+    let (opened_ms, used_ms) = (AT, AT + 1);
+    row::ProducerRow { device_id: id(1), user: "alice".into(), opened_ms, last_number: 3, used_ms }
+}
+
+pub fn answers_row() -> row::AnswersRow {
     let runs = vec![
         row::AnswerRun { first_number: 1, count: 2, first_sequence: 3, reject: String::new() },
         row::AnswerRun { first_number: 3, count: 1, first_sequence: 0, reject: "FORBIDDEN".into() },
     ];
-    row::ProducerRow {
-        device_id: id(1),
-        user: "alice".into(),
-        opened_ms: AT,
-        last_number: 3,
-        used_ms: AT + 1,
-        runs,
-        digests: vec![1; 12].into(),
-    }
+    row::AnswersRow { runs, digests: vec![1; 12].into() }
 }
 
 pub fn device_list_row() -> row::DeviceListRow {

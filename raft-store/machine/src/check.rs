@@ -5,8 +5,8 @@ use prost::Message;
 use unibus_proto::id::{DeviceId, Handle, RoomId};
 use unibus_proto::limits::{PRODUCER_WINDOW, PRODUCERS_PER_USER_MAX, ROOM_MEMBERS_MAX};
 use unibus_proto::row::{
-    DeviceListRow, DeviceRow, DirectoryRow, GroupRow, MemberRow, ProducerCountRow, ProducerRow, RequestRow, RoomRow,
-    RosterRow, SegmentRow, SubjectRow, UserRow,
+    AnswersRow, DeviceListRow, DeviceRow, DirectoryRow, GroupRow, MemberRow, ProducerCountRow, ProducerRow, RequestRow,
+    RoomRow, RosterRow, SegmentRow, SubjectRow, UserRow,
 };
 use unibus_proto::subject::Subject;
 use unibus_proto::v1::{DeviceBundle, DeviceList, RoomRole, RosterEvent, Signed, UserRole};
@@ -14,7 +14,7 @@ use unibus_proto::v1::{DeviceBundle, DeviceList, RoomRole, RosterEvent, Signed, 
 use crate::apply::Machine;
 use crate::key::{self, Key, ordinal};
 use crate::rows::{self, Rows};
-use crate::{producer, request, user};
+use crate::{answers, producer, request, user};
 
 type Result = std::result::Result<(), String>;
 
@@ -26,14 +26,15 @@ pub(crate) fn check<R: Rows>(machine: &Machine<R>) -> Result {
     subjects_and_directory_agree(rows)?;
     pending_rooms_are_the_inactive_ones(rows)?;
     remembered_answers_expire(rows)?;
-    each_row::<_, RoomRow>(rows, ordinal::ROOM, |key, room| match key {
+    each_row::<_, RoomRow>(rows, &[ordinal::ROOM], |key, room| match key {
         Key::Room(id) => room_is_sound(rows, id, &room),
         _ => Ok(()),
     })?;
-    each_row::<_, ProducerRow>(rows, ordinal::PRODUCER, |key, row| producer_is_sound(rows, key, &row))?;
+    each_row::<_, ProducerRow>(rows, &[ordinal::PRODUCER], |key, row| producer_is_sound(rows, key, &row))?;
     producers_are_counted(rows)?;
+    answers_have_their_producer(rows)?;
     deadlines_have_their_producer(rows)?;
-    each_row::<_, DeviceListRow>(rows, ordinal::DEVICE_LIST, |key, row| devices_match_their_list(rows, key, &row))?;
+    each_row::<_, DeviceListRow>(rows, &[ordinal::DEVICE_LIST], |key, row| devices_match_their_list(rows, key, &row))?;
     sealed_segments_are_complete(machine)
 }
 
@@ -41,8 +42,13 @@ fn ensure(holds: bool, problem: impl FnOnce() -> String) -> Result {
     if holds { Ok(()) } else { Err(problem()) }
 }
 
-fn each_row<R: Rows, M: Message + Default>(rows: &R, kind: u8, mut check: impl FnMut(Key<'_>, M) -> Result) -> Result {
-    let (from, to) = key::range_of_kind(kind);
+/// Checks each row whose key starts with `prefix`.
+fn each_row<R: Rows, M: Message + Default>(
+    rows: &R,
+    prefix: &[u8],
+    mut check: impl FnMut(Key<'_>, M) -> Result,
+) -> Result {
+    let (from, to) = key::range_of(prefix);
     for (bytes, value) in rows.scan(&from, &to, usize::MAX) {
         let key = Key::parse(&bytes).ok_or_else(|| format!("key {bytes:?} does not parse"))?;
         let row = M::decode(value).map_err(|error| format!("{key:?}: {error}"))?;
@@ -75,7 +81,7 @@ fn rooms_are_counted<R: Rows>(machine: &Machine<R>) -> Result {
 /// From the first admin on, one stays active.
 fn one_active_admin_stays<R: Rows>(rows: &R) -> Result {
     let (mut admins, mut active) = (0, 0);
-    each_row::<_, UserRow>(rows, ordinal::USER, |key, row| {
+    each_row::<_, UserRow>(rows, &[ordinal::USER], |key, row| {
         let user = row.user.ok_or("no user")?;
         ensure(key == Key::User(&user.handle), || format!("it holds {:?}", user.handle))?;
         admins += u64::from(user.role() == UserRole::Admin);
@@ -86,7 +92,7 @@ fn one_active_admin_stays<R: Rows>(rows: &R) -> Result {
 }
 
 fn subjects_and_directory_agree<R: Rows>(rows: &R) -> Result {
-    each_row::<_, DirectoryRow>(rows, ordinal::DIRECTORY, |key, row| {
+    each_row::<_, DirectoryRow>(rows, &[ordinal::DIRECTORY], |key, row| {
         let Key::Directory(room) = key else { return Ok(()) };
         row.subject.parse::<Subject>().map_err(|error| error.to_string())?;
         let subject: Option<SubjectRow> = rows::get(rows, &Key::Subject(&row.subject));
@@ -100,7 +106,7 @@ fn subjects_and_directory_agree<R: Rows>(rows: &R) -> Result {
 
 fn pending_rooms_are_the_inactive_ones<R: Rows>(rows: &R) -> Result {
     let mut inactive = 0;
-    each_row::<_, DirectoryRow>(rows, ordinal::DIRECTORY, |key, row| {
+    each_row::<_, DirectoryRow>(rows, &[ordinal::DIRECTORY], |key, row| {
         let Key::Directory(room) = key else { return Ok(()) };
         inactive += u64::from(!row.active);
         let is_pending = rows::exists(rows, &Key::PendingRoom(room));
@@ -111,7 +117,7 @@ fn pending_rooms_are_the_inactive_ones<R: Rows>(rows: &R) -> Result {
 }
 
 fn remembered_answers_expire<R: Rows>(rows: &R) -> Result {
-    each_row::<_, RequestRow>(rows, ordinal::REQUEST, |key, row| {
+    each_row::<_, RequestRow>(rows, &[ordinal::REQUEST], |key, row| {
         let Key::Request(id) = key else { return Ok(()) };
         ensure(rows::exists(rows, &Key::RequestExpiry(request::expires(row.at_ms), id)), || "no deadline".into())
     })?;
@@ -121,16 +127,13 @@ fn remembered_answers_expire<R: Rows>(rows: &R) -> Result {
 
 fn room_is_sound<R: Rows>(rows: &R, room: RoomId, row: &RoomRow) -> Result {
     let (mut members, mut admins) = (0, 0);
-    each_row::<_, MemberRow>(rows, ordinal::MEMBER, |key, member| {
-        let Key::Member(of, user) = key else { return Ok(()) };
-        if of == room {
-            user.parse::<Handle>().map_err(|error| error.to_string())?;
-            members += 1;
-            admins += u32::from(member.role() == RoomRole::Admin);
-            ensure(member.role() != RoomRole::Unspecified, || "no role".into())?;
-            ensure(member.since_sequence < row.next_sequence, || "since a sequence that is yet to come".into())?;
-        }
-        Ok(())
+    each_row::<_, MemberRow>(rows, &[&[ordinal::MEMBER], &room.0[..]].concat(), |key, member| {
+        let Key::Member(_, user) = key else { return Ok(()) };
+        user.parse::<Handle>().map_err(|error| error.to_string())?;
+        members += 1;
+        admins += u32::from(member.role() == RoomRole::Admin);
+        ensure(member.role() != RoomRole::Unspecified, || "no role".into())?;
+        ensure(member.since_sequence < row.next_sequence, || "since a sequence that is yet to come".into())
     })?;
     ensure((members, admins) == (row.members, row.admins), || {
         format!("{members} members, {admins} admins; the room counts {} and {}", row.members, row.admins)
@@ -142,11 +145,8 @@ fn room_is_sound<R: Rows>(rows: &R, room: RoomId, row: &RoomRow) -> Result {
 
 fn roster_is_a_chain<R: Rows>(rows: &R, room: RoomId, row: &RoomRow) -> Result {
     let (mut next_height, mut previous, mut newest) = (0, Vec::new(), None);
-    each_row::<_, RosterRow>(rows, ordinal::ROSTER, |key, roster| {
-        let Key::Roster(of, height) = key else { return Ok(()) };
-        if of != room {
-            return Ok(());
-        }
+    each_row::<_, RosterRow>(rows, &[&[ordinal::ROSTER], &room.0[..]].concat(), |key, roster| {
+        let Key::Roster(_, height) = key else { return Ok(()) };
         let entry = roster.entry.ok_or("no entry")?;
         let event = entry.event.ok_or("no event")?;
         let document: RosterEvent = event.decode_unverified().map_err(|error| error.to_string())?;
@@ -164,13 +164,14 @@ fn roster_is_a_chain<R: Rows>(rows: &R, room: RoomId, row: &RoomRow) -> Result {
 }
 
 fn producer_is_sound<R: Rows>(rows: &R, key: Key<'_>, row: &ProducerRow) -> Result {
-    let Key::Producer(room, _) = key else { return Ok(()) };
+    let Key::Producer(room, id) = key else { return Ok(()) };
+    let (runs, digests) = answers::all(rows, room, id);
     let room: RoomRow = rows::get(rows, &Key::Room(room)).ok_or("its room is not there")?;
     DeviceId::from_bytes(&row.device_id).map_err(|error| error.to_string())?;
-    let mut next = row.runs.first().map_or(row.last_number + 1, |run| run.first_number);
+    let mut next = runs.first().map_or(row.last_number + 1, |run| run.first_number);
     let mut next_sequence = 0;
     ensure(next >= 1, || "numbers start at 1".into())?;
-    for run in &row.runs {
+    for run in &runs {
         ensure(run.first_number == next && run.count > 0, || format!("runs: expected number {next}"))?;
         next += u64::from(run.count);
         if run.reject.is_empty() {
@@ -181,18 +182,18 @@ fn producer_is_sound<R: Rows>(rows: &R, key: Key<'_>, row: &ProducerRow) -> Resu
     ensure(next == row.last_number + 1, || format!("runs end before {next}, last number {}", row.last_number))?;
     ensure(next_sequence <= room.next_sequence, || "a run ends above the room's head".into())?;
     let window = row.last_number.min(PRODUCER_WINDOW);
-    let kept: u64 = row.runs.iter().map(|run| u64::from(run.count)).sum();
+    let kept: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
     ensure(kept >= window, || format!("answers of {kept} numbers, expected those of the last {window}"))?;
-    ensure(row.digests.len() as u64 == 4 * window, || format!("{} bytes of digests", row.digests.len()))
+    ensure(digests.len() as u64 >= 4 * window, || format!("{} bytes of digests", digests.len()))
 }
 
 fn producers_are_counted<R: Rows>(rows: &R) -> Result {
     let mut counted = 0;
-    each_row::<_, ProducerCountRow>(rows, ordinal::PRODUCER_COUNT, |key, row| {
+    each_row::<_, ProducerCountRow>(rows, &[ordinal::PRODUCER_COUNT], |key, row| {
         let Key::ProducerCount(room, user) = key else { return Ok(()) };
         let (from, to) = key::range_of(&[&[ordinal::PRODUCER], &room.0[..]].concat());
         let producers = rows.scan(&from, &to, usize::MAX).into_iter();
-        let owners = producers.map(|(_, value)| rows::decode::<ProducerRow>(&key, value).user);
+        let owners = producers.map(|(key, value)| rows::decode::<ProducerRow>(&key, value).user);
         let found = owners.filter(|owner| owner == user).count() as u32;
         counted += u64::from(row.count);
         let holds = row.count == found && (1..=PRODUCERS_PER_USER_MAX).contains(&found);
@@ -200,6 +201,13 @@ fn producers_are_counted<R: Rows>(rows: &R) -> Result {
     })?;
     let producers = count(rows, &[ordinal::PRODUCER]);
     ensure(producers == counted, || format!("{producers} producers, {counted} counted"))
+}
+
+fn answers_have_their_producer<R: Rows>(rows: &R) -> Result {
+    each_row::<_, AnswersRow>(rows, &[ordinal::ANSWERS], |key, _| {
+        let Key::Answers(room, producer, _) = key else { return Ok(()) };
+        ensure(rows::exists(rows, &Key::Producer(room, producer)), || "its producer is not there".into())
+    })
 }
 
 fn deadlines_have_their_producer<R: Rows>(rows: &R) -> Result {
@@ -229,7 +237,7 @@ fn devices_match_their_list<R: Rows>(rows: &R, key: Key<'_>, row: &DeviceListRow
     let devices = rows.scan(&from, &to, usize::MAX);
     ensure(devices.len() == list.bundle_hashes.len(), || format!("{} live devices", devices.len()))?;
     for (key, value) in devices {
-        let bundle = rows::decode::<DeviceRow>(&Key::DeviceList(user), value).bundle;
+        let bundle = rows::decode::<DeviceRow>(&key, value).bundle;
         device_is_listed(&key, &bundle.ok_or("no bundle")?, &list)?;
     }
     Ok(())
@@ -245,7 +253,7 @@ fn device_is_listed(key: &[u8], signed: &Signed, list: &DeviceList) -> Result {
 
 fn sealed_segments_are_complete<R: Rows>(machine: &Machine<R>) -> Result {
     let open = rows::get::<GroupRow>(&machine.rows, &Key::Group).unwrap_or_default().segment;
-    each_row::<_, SegmentRow>(&machine.rows, ordinal::SEGMENT, |key, row| {
+    each_row::<_, SegmentRow>(&machine.rows, &[ordinal::SEGMENT], |key, row| {
         let is_complete = matches!(key, Key::Segment(segment) if segment < open);
         ensure(is_complete && row.hash.len() == 32, || format!("sealed, but {open} is the open one"))
     })

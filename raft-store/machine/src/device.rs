@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use prost::Message;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{ClusterId, DeviceId, Handle};
-use unibus_proto::limits::{DEVICE_LIST_BYTES_MAX, DEVICES_MAX, ENDED_DEVICES_MAX};
+use unibus_proto::limits::{DEVICE_BUNDLE_BYTES_MAX, DEVICE_LIST_BYTES_MAX, DEVICES_MAX, ENDED_DEVICES_MAX};
 use unibus_proto::log::{DeviceListPut, DeviceListReply, UserAttach};
 use unibus_proto::row::{DeviceListRow, DeviceRow};
 use unibus_proto::signed::sha256;
@@ -52,7 +52,7 @@ pub fn verify_bundle(
     user: &Handle,
     user_key: &[u8],
 ) -> Result<VerifiedDevice, Reject> {
-    at_most(signed.encoded_len(), DEVICE_LIST_BYTES_MAX, "bytes of a device bundle")?;
+    at_most(signed.encoded_len(), DEVICE_BUNDLE_BYTES_MAX, "bytes of a device bundle")?;
     let bundle: DeviceBundle = signed.decode_unverified().map_err(invalid)?;
     let key = public_key(&bundle.ed25519_key, "device key")?;
     signed.verify::<DeviceBundle>(cluster, &[&key, user_key]).map_err(invalid)?;
@@ -264,7 +264,7 @@ pub(crate) fn put_list<R: Rows>(step: &mut Step<'_, R>, put: DeviceListPut) -> R
 fn live_bundles<R: Rows>(rows: &R, user: &Handle) -> Vec<Signed> {
     let (from, to) = key::range_of_devices(user.as_str());
     let devices = rows.scan(&from, &to, usize::MAX).into_iter();
-    devices.filter_map(|(_, value)| rows::decode::<DeviceRow>(&Key::DeviceList(""), value).bundle).collect()
+    devices.filter_map(|(key, value)| rows::decode::<DeviceRow>(&key, value).bundle).collect()
 }
 
 fn store<R: Rows>(

@@ -21,6 +21,7 @@
 //! | 22 | DeviceList: handle | `DeviceListRow` | shard |
 //! | 23 | Device: handle, 0, device id | `DeviceRow` | shard |
 //! | 24 | Segment: segment id | `SegmentRow`: a sealed segment | shard |
+//! | 25 | Answers: room id, producer id, page | `AnswersRow`: 64 numbers each; page 0 has the oldest | shard |
 //!
 //! Numbers are big-endian, so that byte order is their order. A name stands last in its key, or before a
 //! zero byte, which no name contains.
@@ -66,6 +67,8 @@ pub enum Key<'a> {
     Device(&'a str, DeviceId),
     /// A sealed segment.
     Segment(u64),
+    /// A page of a producer's answers.
+    Answers(RoomId, ProducerId, u64),
 }
 
 /// The first byte of each kind of key.
@@ -89,6 +92,7 @@ pub mod ordinal {
     pub const DEVICE_LIST: u8 = 22;
     pub const DEVICE: u8 = 23;
     pub const SEGMENT: u8 = 24;
+    pub const ANSWERS: u8 = 25;
 }
 
 impl<'a> Key<'a> {
@@ -113,6 +117,7 @@ impl<'a> Key<'a> {
             Self::DeviceList(_) => ordinal::DEVICE_LIST,
             Self::Device(..) => ordinal::DEVICE,
             Self::Segment(_) => ordinal::SEGMENT,
+            Self::Answers(..) => ordinal::ANSWERS,
         }
     }
 
@@ -133,6 +138,7 @@ impl<'a> Key<'a> {
             Self::ProducerExpiry(at, room, producer) => [head, &number(at), &room.0, &producer.0].concat(),
             Self::Device(name, device) => [head, name.as_bytes(), &[0], &device.0].concat(),
             Self::Segment(segment) => [head, &number(segment)].concat(),
+            Self::Answers(room, producer, page) => [head, &room.0, &producer.0, &number(page)].concat(),
         }
     }
 
@@ -161,6 +167,7 @@ impl<'a> Key<'a> {
             ordinal::DEVICE_LIST => Self::DeviceList(rest.name()?),
             ordinal::DEVICE => Self::Device(rest.name()?, DeviceId(rest.array()?)),
             ordinal::SEGMENT => Self::Segment(rest.number()?),
+            ordinal::ANSWERS => Self::Answers(RoomId(rest.array()?), ProducerId(rest.array()?), rest.number()?),
             _ => return None,
         };
         rest.0.is_empty().then_some(key)
@@ -207,6 +214,11 @@ pub fn range_of_kind(ordinal: u8) -> (Vec<u8>, Vec<u8>) {
     range_of(&[ordinal])
 }
 
+/// The keys of a producer's answers.
+pub fn range_of_answers(room: RoomId, producer: ProducerId) -> (Vec<u8>, Vec<u8>) {
+    range_of(&[&[ordinal::ANSWERS], &room.0[..], &producer.0].concat())
+}
+
 /// The keys of a user's live devices.
 pub fn range_of_devices(user: &str) -> (Vec<u8>, Vec<u8>) {
     range_of(&[&[ordinal::DEVICE], user.as_bytes(), &[0]].concat())
@@ -247,6 +259,7 @@ mod tests {
             (Key::DeviceList("alice"), 22),
             (Key::Device("alice", device), 23),
             (Key::Segment(2), 24),
+            (Key::Answers(ROOM, PRODUCER, 3), 25),
         ]
     }
 

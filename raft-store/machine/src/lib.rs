@@ -38,9 +38,10 @@
 //!
 //! Where to look: [`key`] is the table of every row; `apply.rs` says which command is handled where; one file
 //! per subject (`user.rs`, `device.rs`, `directory.rs`, `roster.rs` and `room.rs`, `publish.rs` with
-//! `producer.rs` and `timeline.rs`, `expiry.rs`); `check.rs` holds the invariants. Admission runs the public
+//! `producer.rs`, `answers.rs` and `timeline.rs`, `expiry.rs`); `check.rs` holds the invariants. Admission runs the public
 //! checks ([`verify_create`], [`verify_roster`], [`verify_bundle`], [`verify_device_list`]) before it proposes.
 
+mod answers;
 mod apply;
 mod check;
 mod cluster;

@@ -8,30 +8,61 @@
 //! again. Refusals with no producer to remember them in (no such room, unknown producer, quota) have no
 //! effect at all.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use bytes::Bytes;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{DeviceId, Handle, ProducerId, RoomId};
 use unibus_proto::limits::{
     BATCH_MESSAGES_MAX, BODY_BYTES_MAX, HEADER_NAME_BYTES_MAX, HEADER_VALUE_BYTES_MAX, HEADERS_BYTES_MAX, HEADERS_MAX,
 };
 use unibus_proto::log::{GroupOutcome, PublishBatch, PublishGroup, PublishReply};
-use unibus_proto::row::{MemberRow, ProducerRow, RoomRow};
+use unibus_proto::row::{MemberRow, RoomRow};
 use unibus_proto::v1::publish_outcome::Outcome;
 use unibus_proto::v1::{OutgoingMessage, PublishOutcome, Reject, RoomRole, Stored, StoredMessage, delivery};
 
+use crate::answers::Known;
 use crate::fields::{invalid, parse, reject, require, room_not_found};
 use crate::key::Key;
 use crate::mutants;
-use crate::producer::{self, Known, Producer};
+use crate::producer::{self, Producer};
 use crate::rows::{self, Rows};
 use crate::step::{Answer, Step};
 use crate::timeline::Appender;
 
 pub(crate) fn batch<R: Rows>(step: &mut Step<'_, R>, batch: PublishBatch) -> Result<Answer, Reject> {
     let mut groups = vec![GroupOutcome::default(); batch.groups.len()];
+    let mut loaded = Loaded::default();
     for (at, group) in in_order(batch.groups) {
-        groups[at] = GroupOutcome { outcomes: publish(step, group) };
+        groups[at] = GroupOutcome { outcomes: publish(step, &mut loaded, group) };
     }
+    loaded.flush(step);
     Ok(Answer::Publish(PublishReply { groups }))
+}
+
+/// The rows of a batch: read once, written once, however many groups share them.
+#[derive(Default)]
+struct Loaded {
+    rooms: BTreeMap<RoomId, Room>,
+    denied: BTreeMap<(RoomId, Handle), Option<Reject>>,
+    producers: BTreeMap<(RoomId, ProducerId), Producer>,
+}
+
+struct Room {
+    row: RoomRow,
+    is_changed: bool,
+}
+
+impl Loaded {
+    fn flush<R: Rows>(self, step: &mut Step<'_, R>) {
+        for (id, room) in self.rooms.into_iter().filter(|(_, room)| room.is_changed) {
+            rows::put(step.rows, &Key::Room(id), &room.row);
+        }
+        for producer in self.producers.into_values() {
+            producer.flush(step);
+        }
+    }
 }
 
 /// The groups with their places, in the order in which they take sequences.
@@ -45,23 +76,21 @@ fn in_order(groups: Vec<PublishGroup>) -> Vec<(usize, PublishGroup)> {
     groups
 }
 
-fn publish<R: Rows>(step: &mut Step<'_, R>, group: PublishGroup) -> Vec<PublishOutcome> {
+fn publish<R: Rows>(step: &mut Step<'_, R>, loaded: &mut Loaded, group: PublishGroup) -> Vec<PublishOutcome> {
     let (first_number, count) = (group.first_number, group.messages.len() as u32);
-    match Publishing::open(step, &group) {
+    match Publishing::open(step, loaded, &group) {
         Ok(publishing) => publishing.run(step, first_number, group.messages),
         Err(reject) => vec![PublishOutcome { first_number, count, outcome: Some(Outcome::Reject(reject)) }],
     }
 }
 
-/// The rows of one group, read once; written once at the end.
-struct Publishing {
+/// One group under way.
+struct Publishing<'a> {
     ids: Ids,
-    room: RoomRow,
+    room: &'a mut Room,
     /// Why the sender may not publish.
     denied: Option<Reject>,
-    producer: Producer,
-    /// Opened by this group.
-    is_new: bool,
+    producer: &'a mut Producer,
     appender: Appender,
     outcomes: Vec<PublishOutcome>,
 }
@@ -71,6 +100,8 @@ struct Ids {
     user: Handle,
     device: DeviceId,
     producer: ProducerId,
+    device_bytes: Bytes,
+    producer_bytes: Bytes,
 }
 
 impl Ids {
@@ -86,23 +117,30 @@ impl Ids {
             user: parse(&group.user)?,
             device: DeviceId::from_bytes(&group.device_id).map_err(invalid)?,
             producer: ProducerId::from_bytes(&group.producer_id).map_err(invalid)?,
+            device_bytes: group.device_id.clone(),
+            producer_bytes: group.producer_id.clone(),
         })
     }
 }
 
-impl Publishing {
-    fn open<R: Rows>(step: &Step<'_, R>, group: &PublishGroup) -> Result<Self, Reject> {
+impl<'a> Publishing<'a> {
+    fn open<R: Rows>(step: &mut Step<'_, R>, loaded: &'a mut Loaded, group: &PublishGroup) -> Result<Self, Reject> {
         let ids = Ids::of(group)?;
-        let room: RoomRow = rows::get(step.rows, &Key::Room(ids.room)).ok_or_else(|| room_not_found(ids.room))?;
-        let denied = access(step.rows, &ids).err();
-        let found: Option<ProducerRow> = rows::get(step.rows, &Key::Producer(ids.room, ids.producer));
-        let is_new = found.is_none();
-        let row = match found {
-            Some(row) => owned(row, &ids, denied.as_ref())?,
-            None => open_new(step, &ids, group, denied.as_ref())?,
+        let room = match loaded.rooms.entry(ids.room) {
+            Entry::Occupied(room) => room.into_mut(),
+            Entry::Vacant(place) => {
+                let row = rows::get(step.rows, &Key::Room(ids.room)).ok_or_else(|| room_not_found(ids.room))?;
+                place.insert(Room { row, is_changed: false })
+            }
         };
-        let (appender, outcomes) = (Appender::default(), Vec::new());
-        Ok(Self { ids, room, denied, producer: Producer::new(row), is_new, appender, outcomes })
+        let denied = loaded.denied.entry((ids.room, ids.user.clone()));
+        let denied = denied.or_insert_with(|| access(step.rows, &ids).err()).clone();
+        let producer = match loaded.producers.entry((ids.room, ids.producer)) {
+            Entry::Occupied(producer) => producer.into_mut(),
+            Entry::Vacant(place) => place.insert(load_or_open(step, &ids, group, denied.as_ref())?),
+        };
+        check_owner(producer, &ids, denied.as_ref())?;
+        Ok(Self { ids, room, denied, producer, appender: Appender::default(), outcomes: Vec::new() })
     }
 
     fn run<R: Rows>(
@@ -112,15 +150,19 @@ impl Publishing {
         messages: Vec<OutgoingMessage>,
     ) -> Vec<PublishOutcome> {
         for (number, message) in (first_number..).zip(messages) {
-            let outcome = self.decide(step.now(), number, message);
+            let outcome = self.decide(step, number, message);
             push(&mut self.outcomes, number, outcome);
         }
-        self.finish(step)
+        if !self.appender.is_empty() {
+            self.room.is_changed = true;
+            self.appender.finish(step, self.ids.room);
+        }
+        self.outcomes
     }
 
-    fn decide(&mut self, now_ms: u64, number: u64, message: OutgoingMessage) -> Outcome {
+    fn decide<R: Rows>(&mut self, step: &Step<'_, R>, number: u64, message: OutgoingMessage) -> Outcome {
         let digest = producer::digest(&message);
-        if let Some(known) = self.producer.known(number, digest) {
+        if let Some(known) = self.producer.known(step.rows, number, digest) {
             return self.first_answer(number, known);
         }
         let next = self.producer.next();
@@ -128,19 +170,19 @@ impl Publishing {
             return Outcome::Reject(self.denied.clone().unwrap_or_else(|| out_of_order(number, next)));
         }
         if let Some(reject) = self.denied.clone().or_else(|| bad_size(&message)) {
-            self.producer.refused(&reject.code, digest);
+            self.producer.refused(step.rows, &reject.code, digest);
             return Outcome::Reject(reject);
         }
         let entry = delivery::Entry::Message(StoredMessage {
             user: self.ids.user.as_str().into(),
-            device_id: self.ids.device.to_bytes(),
-            producer_id: self.ids.producer.to_bytes(),
+            device_id: self.ids.device_bytes.clone(),
+            producer_id: self.ids.producer_bytes.clone(),
             number,
             headers: message.headers,
             body: message.body,
         });
-        let sequence = self.appender.push(&mut self.room, now_ms, entry);
-        self.producer.stored(sequence, digest);
+        let sequence = self.appender.push(&mut self.room.row, step.now(), entry);
+        self.producer.stored(step.rows, sequence, digest);
         Outcome::Stored(Stored { first_sequence: sequence.0 })
     }
 
@@ -158,22 +200,6 @@ impl Publishing {
             )),
         }
     }
-
-    fn finish<R: Rows>(self, step: &mut Step<'_, R>) -> Vec<PublishOutcome> {
-        let Self { ids, room, producer, is_new, appender, outcomes, .. } = self;
-        if producer.is_changed() {
-            let row = producer.into_row(step.now());
-            if is_new {
-                producer::opened(step, ids.room, ids.producer, &row);
-            }
-            rows::put(step.rows, &Key::Producer(ids.room, ids.producer), &row);
-        }
-        if !appender.is_empty() {
-            rows::put(step.rows, &Key::Room(ids.room), &room);
-            appender.finish(step, ids.room);
-        }
-        outcomes
-    }
 }
 
 /// Whether the sender may publish at this place in the log.
@@ -186,35 +212,29 @@ fn access<R: Rows>(rows: &R, ids: &Ids) -> Result<(), Reject> {
     }
 }
 
-/// The producer's row, when it belongs to the sender's device.
-fn owned(row: ProducerRow, ids: &Ids, denied: Option<&Reject>) -> Result<ProducerRow, Reject> {
-    if row.device_id == ids.device.0[..] && row.user == ids.user.as_str() {
-        return Ok(row);
-    }
-    Err(denied.cloned().unwrap_or_else(|| {
-        reject(
-            ErrorCode::IdReused,
-            format!("producer {} belongs to another device; open a producer of your own", ids.producer),
-        )
-    }))
+fn check_owner(producer: &Producer, ids: &Ids, denied: Option<&Reject>) -> Result<(), Reject> {
+    require(producer.belongs_to(ids.user.as_str(), ids.device), || {
+        denied.cloned().unwrap_or_else(|| {
+            let message = format!("producer {} belongs to another device; open a producer of your own", ids.producer);
+            reject(ErrorCode::IdReused, message)
+        })
+    })
 }
 
-/// The row of a producer that number 1 opens.
-fn open_new<R: Rows>(
-    step: &Step<'_, R>,
+/// The producer, or a new one that number 1 opens.
+fn load_or_open<R: Rows>(
+    step: &mut Step<'_, R>,
     ids: &Ids,
     group: &PublishGroup,
     denied: Option<&Reject>,
-) -> Result<ProducerRow, Reject> {
+) -> Result<Producer, Reject> {
+    if let Some(row) = rows::get(step.rows, &Key::Producer(ids.room, ids.producer)) {
+        return Ok(Producer::new(ids.room, ids.producer, row));
+    }
     let of = (ids.room, ids.user.as_str(), ids.producer);
     producer::check_open(step, of, group.first_number, group.opened_ms)
         .map_err(|reject| denied.cloned().unwrap_or(reject))?;
-    Ok(ProducerRow {
-        device_id: ids.device.to_bytes(),
-        user: ids.user.as_str().into(),
-        opened_ms: group.opened_ms,
-        ..ProducerRow::default()
-    })
+    Ok(producer::open(step, (ids.room, ids.producer), (ids.user.as_str(), ids.device), group.opened_ms))
 }
 
 /// The refusal with this code as it was given first: its text depends on nothing that may have changed.

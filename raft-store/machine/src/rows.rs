@@ -68,7 +68,8 @@ impl Rows for MemoryRows {
 
 /// Reads and decodes a row.
 pub(crate) fn get<M: Message + Default>(rows: &impl Rows, key: &Key<'_>) -> Option<M> {
-    rows.get(&key.encode()).map(|value| decode(key, value))
+    let key = key.encode();
+    rows.get(&key).map(|value| decode(&key, value))
 }
 
 /// Encodes and writes a row.
@@ -87,7 +88,9 @@ pub(crate) fn exists(rows: &impl Rows, key: &Key<'_>) -> bool {
 }
 
 /// Decodes a value that this machine wrote.
-pub(crate) fn decode<M: Message + Default>(key: &Key<'_>, value: Bytes) -> M {
+pub(crate) fn decode<M: Message + Default>(key: &[u8], value: Bytes) -> M {
     // Rows are checksummed where they are stored; one that does not decode was written by another program.
-    M::decode(value).unwrap_or_else(|error| panic!("row {key:?} does not decode: {error}; discard the tables"))
+    M::decode(value).unwrap_or_else(|error| {
+        panic!("row {:?} ({key:02x?}) does not decode: {error}; discard the tables", Key::parse(key))
+    })
 }

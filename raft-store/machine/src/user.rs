@@ -109,7 +109,7 @@ fn has_other_admin<R: Rows>(rows: &R, except: &str) -> bool {
         let page = rows.scan(&from, &to, SCAN_PAGE);
         let Some((last, _)) = page.last() else { return false };
         from = [last, &[0][..]].concat();
-        let mut users = page.into_iter().filter_map(|(_, value)| rows::decode::<UserRow>(&Key::User(""), value).user);
+        let mut users = page.into_iter().filter_map(|(key, value)| rows::decode::<UserRow>(&key, value).user);
         if users.any(|user| user.handle != except && is_active_admin(&user)) {
             return true;
         }

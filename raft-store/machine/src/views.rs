@@ -18,7 +18,11 @@ use crate::rows::{self, Rows};
 /// Decoded rows of a key range, with their keys.
 fn scan<R: Rows, M: Message + Default>(rows: &R, range: (Vec<u8>, Vec<u8>), limit: usize) -> Vec<(Bytes, M)> {
     let found = rows.scan(&range.0, &range.1, limit);
-    found.into_iter().map(|(key, value)| (key, rows::decode(&Key::Group, value))).collect()
+    let decode = |(key, value): (Bytes, Bytes)| {
+        let row = rows::decode(&key, value);
+        (key, row)
+    };
+    found.into_iter().map(decode).collect()
 }
 
 /// A handle that stands in a key: the machine has parsed it before.

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{Log, Person, derive, message, outcomes, publish, short};
-use unibus_machine::key::Key;
+use common::{Log, Person, message, outcomes, publish, short};
+use unibus_machine::key::range_of_answers;
 use unibus_machine::{Event, Rows};
 use unibus_proto::limits::{BODY_BYTES_MAX, PRODUCER_WINDOW};
 use unibus_proto::log::proposal::Command;
@@ -185,8 +185,28 @@ fn answers_of_the_last_1024_numbers_are_kept_whatever_lies_between() {
         let group = alice.group("a.b", "p", number, &["other"]);
         assert_eq!(short(&log.publish(group)), ["1 ID_REUSED"]);
     }
+    // Older than the window: 64 runs are kept without digests, then nothing but that it was decided.
+    let group = alice.group("a.b", "p", 150, &["m150"]);
+    assert_eq!(short(&log.publish(group)), [format!("1 duplicate of {}", at(150))]);
     let group = alice.group("a.b", "p", 5, &["m5"]);
     assert_eq!(short(&log.publish(group)), ["1 duplicate of 0"], "its place is not kept, but it is not stored twice");
+}
+
+#[test]
+fn an_uninterrupted_producer_keeps_all_its_answers() {
+    let (mut log, alice, ..) = room();
+    let group = |first: u64| {
+        let bodies: Vec<String> = (first..first + 250).map(|number| format!("m{number}")).collect();
+        alice.group("a.b", "p", first, &bodies.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    for first in (1..20_000).step_by(250) {
+        assert_eq!(short(&log.publish(group(first))), [format!("250 stored at {}", first + 2)]);
+    }
+    for first in [1, 251, 9_001, 19_751] {
+        assert_eq!(short(&log.publish(group(first))), [format!("250 duplicate of {}", first + 2)]);
+    }
+    let (from, to) = range_of_answers(common::room_id("a.b"), common::producer_id("p"));
+    assert_eq!(log.machine.rows().scan(&from, &to, 100).len(), 18, "17 pages and the oldest run");
 }
 
 #[test]
@@ -261,11 +281,11 @@ fn a_batch_writes_a_row_per_group_and_not_per_message() {
     let bodies = vec!["x"; 256];
     log.publish(alice.group("a.b", "p", 1, &bodies));
     let grown = log.machine.rows().len() - before;
-    assert_eq!(grown, 3, "the producer, its count and its deadline");
-    let key = Key::Producer(common::room_id("a.b"), common::producer_id("p")).encode();
-    let row = log.machine.rows().get(&key).unwrap();
-    assert!(row.len() < 1_200, "256 messages are one run and 4 bytes of digest each: {} bytes", row.len());
-    assert_eq!(derive::<8>("p"), common::producer_id("p").0);
+    assert_eq!(grown, 8, "the producer, its count and its deadline, and five pages of answers");
+    let (from, to) = range_of_answers(common::room_id("a.b"), common::producer_id("p"));
+    let pages = log.machine.rows().scan(&from, &to, 100);
+    let bytes: usize = pages.iter().map(|(_, page)| page.len()).sum();
+    assert!(bytes < 1_200, "256 messages are one run a page and 4 bytes of digest each: {bytes} bytes");
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod say;
 
 use std::fmt::Write;
 
-use unibus_machine::key::Key;
+use unibus_machine::key::{Key, range_of_answers};
 use unibus_machine::{Applied, Rows};
 use unibus_proto::id::{GroupId, Handle};
 use unibus_proto::log::proposal::Command;
@@ -12,7 +12,7 @@ use unibus_proto::log::{
     DeviceListPut, PublishGroup, RoomActivate, RoomReserve, RosterAppend, SegmentSealed, Tick, UserAdd, UserAttach,
     UserChange,
 };
-use unibus_proto::row::{DirectoryRow, ProducerRow};
+use unibus_proto::row::{AnswerRun, AnswersRow, DirectoryRow, ProducerRow};
 use unibus_proto::v1::{
     DeviceEnd, DeviceList, EndedDevice, RoomPolicy, RoomRole, RosterOp, Signed, UserRole, UserStatus,
 };
@@ -308,20 +308,19 @@ impl Story {
                 page.into_iter().map(|(subject, room)| line((subject, row(room)))).collect()
             }
             "producer" => {
-                let key = Key::Producer(room(), producer_id(words.at(2)));
-                let row = machine.rows().get(&key.encode()).map(|value| {
-                    let row: ProducerRow = prost::Message::decode(value).unwrap();
-                    let run = |run: &unibus_proto::row::AnswerRun| match run.reject.as_str() {
-                        "" => format!("{}+{} at {}", run.first_number, run.count, run.first_sequence),
-                        code => format!("{}+{} {code}", run.first_number, run.count),
-                    };
-                    format!(
-                        "last {}, runs [{}]",
-                        row.last_number,
-                        row.runs.iter().map(run).collect::<Vec<_>>().join(", ")
-                    )
-                });
-                vec![row.unwrap_or_else(|| "no such producer".into())]
+                let id = producer_id(words.at(2));
+                let row = machine.rows().get(&Key::Producer(room(), id).encode());
+                let Some(row) = row else { return vec!["no such producer".into()] };
+                let row: ProducerRow = prost::Message::decode(row).unwrap();
+                let (from, to) = range_of_answers(room(), id);
+                let pages = machine.rows().scan(&from, &to, 100).into_iter();
+                let pages = pages.map(|(_, value)| <AnswersRow as prost::Message>::decode(value).unwrap());
+                let run = |run: AnswerRun| match run.reject.as_str() {
+                    "" => format!("{}+{} at {}", run.first_number, run.count, run.first_sequence),
+                    code => format!("{}+{} {code}", run.first_number, run.count),
+                };
+                let runs: Vec<_> = pages.flat_map(|page| page.runs).map(run).collect();
+                vec![format!("last {}, runs [{}]", row.last_number, runs.join(", "))]
             }
             "devices" => {
                 let devices = machine.device_bundles(&words.at(1).parse().unwrap());
