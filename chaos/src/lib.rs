@@ -1,6 +1,15 @@
 //! The simulator of whole clusters: the real broker and the real SDK on a seeded runtime, an
 //! in-memory network and a disk that forgets, judged by checkers over one history.
+//!
+//! [`plan`] turns a seed into data, [`run`] does it to a [`cluster`] under a [`workload`], and
+//! [`invariants`] judge the [`history`].
 
+pub mod cluster;
 pub mod history;
 pub mod invariants;
+pub mod plan;
+pub mod record;
+pub mod run;
+pub mod scenario;
 pub mod sim;
+pub mod workload;

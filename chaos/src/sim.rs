@@ -5,6 +5,7 @@ pub mod disk;
 pub mod env;
 pub mod executor;
 pub mod filesystem;
+pub mod grpc;
 pub mod hub;
 pub mod join;
 pub mod net;

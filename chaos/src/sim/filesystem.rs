@@ -256,7 +256,7 @@ impl Filesystem {
         let files: Vec<_> = files.into_iter().map(|(path, inode)| (path.clone(), *inode)).collect();
         // Directories move at once and durably: no code under test relies on losing such a move.
         for names in [&mut self.visible, &mut self.durable] {
-            dirs.iter().for_each(|dir| drop(names.dirs.insert(moved(dir))));
+            names.dirs.extend(dirs.iter().map(|dir| moved(dir)));
             for (path, inode) in &files {
                 if names.files.remove(path).is_some() {
                     names.files.insert(moved(path), *inode);

@@ -1,0 +1,219 @@
+//! From a seed to everything that will be done to a cluster: pure data, drawn from named sub-streams.
+
+use unibus_proto::id::NodeId;
+
+use crate::sim::hub::LinkTiming;
+use crate::sim::random::Random;
+
+/// Whom a fault hits, decided when it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Whoever leads this group.
+    Leader(u32),
+    /// This node.
+    Node(NodeId),
+}
+
+/// A kind of fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process dies; the page cache stays.
+    Kill {
+        /// Whose.
+        target: Target,
+        /// How long it is down.
+        down_ms: u64,
+    },
+    /// The power of one node goes.
+    PowerCut {
+        /// Whose.
+        target: Target,
+        /// How long it is down.
+        down_ms: u64,
+    },
+    /// The power of all nodes goes at once.
+    PowerCutAll {
+        /// How long each is down, by node id.
+        down_ms: Vec<u64>,
+    },
+    /// A node is cut off from the other nodes, and perhaps from the clients.
+    Isolate {
+        /// Who.
+        target: Target,
+        /// The clients too.
+        clients: bool,
+        /// For how long.
+        for_ms: u64,
+    },
+    /// One direction between two nodes is cut.
+    OneWay {
+        /// From whom.
+        from: NodeId,
+        /// To whom.
+        to: NodeId,
+        /// For how long.
+        for_ms: u64,
+    },
+    /// Every stream between two nodes breaks once.
+    Break {
+        /// One side.
+        a: NodeId,
+        /// The other.
+        b: NodeId,
+    },
+    /// A node's syncs take 20 to 100 times as long.
+    SlowDisk {
+        /// Whose.
+        target: Target,
+        /// For how long.
+        for_ms: u64,
+    },
+    /// A node's wall clock becomes wrong.
+    Clock {
+        /// Whose.
+        target: Target,
+        /// By how much.
+        error_ms: i64,
+    },
+}
+
+/// A fault and its moment, from the start of the faults on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timed {
+    /// When.
+    pub at_ms: u64,
+    /// What.
+    pub fault: Fault,
+}
+
+/// All that a run does.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Nodes.
+    pub nodes: u64,
+    /// Shard groups.
+    pub shards: u32,
+    /// Rooms.
+    pub rooms: u64,
+    /// Producers.
+    pub producers: u64,
+    /// Longest pause of a producer between two messages.
+    pub pause_ms_max: u64,
+    /// How long faults and load last.
+    pub load_ms: u64,
+    /// How links behave all the time.
+    pub link: LinkTiming,
+    /// A group's log bytes between snapshots.
+    pub snapshot_log_bytes: u64,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// Bytes of a log file.
+    pub wal_file_bytes: u64,
+    /// What goes wrong, in order of time.
+    pub faults: Vec<Timed>,
+}
+
+const LOAD_MS: u64 = 12_000;
+const KINDS: u64 = 8;
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn of_seed(seed: u64) -> Self {
+        let mut random = Random::stream(seed, "plan", 0);
+        let nodes = 3;
+        let shards = random.between(2, 3) as u32;
+        let mut plan = Self {
+            seed,
+            nodes,
+            shards,
+            rooms: random.between(2, 5),
+            producers: random.between(2, 4),
+            pause_ms_max: [20, 60, 200][random.below(3) as usize],
+            load_ms: LOAD_MS,
+            link: link(&mut Random::stream(seed, "plan.net", 0)),
+            snapshot_log_bytes: [16 << 10, 64 << 10, 1 << 30][random.below(3) as usize],
+            segment_bytes: [16 << 10, 64 << 10, 1 << 20][random.below(3) as usize],
+            wal_file_bytes: [256 << 10, 1 << 20][random.below(2) as usize],
+            faults: Vec::new(),
+        };
+        plan.faults = faults(&mut Random::stream(seed, "plan.faults", 0), &plan);
+        plan
+    }
+}
+
+fn link(random: &mut Random) -> LinkTiming {
+    let slowest = [300_000, 2_000_000, 20_000_000][random.below(3) as usize];
+    let lossy = random.chance(300_000);
+    LinkTiming {
+        delay_nanos: (30_000, slowest),
+        stream_loss_per_million: if lossy { 500 } else { 0 },
+        connection_loss_per_million: if lossy { 100 } else { 0 },
+    }
+}
+
+/// Each seed turns on a random half of the kinds, so that faults also meet alone; a fifth has none.
+fn faults(random: &mut Random, plan: &Plan) -> Vec<Timed> {
+    let kinds: Vec<u64> = (0..KINDS).filter(|_| random.chance(500_000)).collect();
+    if random.chance(200_000) || kinds.is_empty() {
+        return Vec::new();
+    }
+    let count = random.between(2, 8);
+    let mut faults: Vec<_> = (0..count)
+        .filter_map(|_| {
+            let kind = *random.pick(&kinds)?;
+            Some(Timed { at_ms: random.below(plan.load_ms), fault: fault(random, kind, plan) })
+        })
+        .collect();
+    faults.sort_by_key(|timed| timed.at_ms);
+    faults
+}
+
+fn fault(random: &mut Random, kind: u64, plan: &Plan) -> Fault {
+    let node = |random: &mut Random| NodeId(random.between(1, plan.nodes));
+    // Half of the time a leader.
+    let target = if random.chance(500_000) {
+        Target::Leader(random.below(u64::from(plan.shards) + 1) as u32)
+    } else {
+        Target::Node(node(random))
+    };
+    let (down_ms, for_ms) = (random.between(0, 3_000), random.between(100, 6_000));
+    let (a, step) = (node(random), random.between(1, plan.nodes - 1));
+    let b = NodeId((a.0 - 1 + step) % plan.nodes + 1);
+    match kind {
+        0 => Fault::Kill { target, down_ms },
+        1 => Fault::PowerCut { target, down_ms },
+        2 => Fault::PowerCutAll { down_ms: (0..plan.nodes).map(|_| random.between(0, 2_000)).collect() },
+        3 => Fault::Isolate { target, clients: random.chance(500_000), for_ms },
+        4 => Fault::OneWay { from: a, to: b, for_ms },
+        5 => Fault::Break { a, b },
+        6 => Fault::SlowDisk { target, for_ms },
+        _ => Fault::Clock { target, error_ms: random.between(0, 120_000) as i64 - 60_000 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_has_one_plan_and_seeds_differ() {
+        let faults = |seed| Plan::of_seed(seed).faults;
+        assert_eq!(faults(5), faults(5));
+        assert!((0..20).any(|seed| faults(seed) != faults(seed + 1)));
+    }
+
+    #[test]
+    fn a_hundred_seeds_hold_every_kind_and_some_peace() {
+        let plans: Vec<_> = (0..100).map(Plan::of_seed).collect();
+        let has = |wanted: fn(&Fault) -> bool| {
+            plans.iter().filter(|plan| plan.faults.iter().any(|timed| wanted(&timed.fault))).count()
+        };
+        assert!(has(|fault| matches!(fault, Fault::Kill { target: Target::Leader(_), .. })) >= 5);
+        assert!(has(|fault| matches!(fault, Fault::PowerCutAll { .. })) >= 5);
+        assert!(has(|fault| matches!(fault, Fault::Isolate { .. })) >= 5);
+        assert!(has(|fault| matches!(fault, Fault::OneWay { .. })) >= 5);
+        assert!(plans.iter().filter(|plan| plan.faults.is_empty()).count() >= 5);
+    }
+}

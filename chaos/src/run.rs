@@ -1,0 +1,486 @@
+//! One run: form a cluster, load it, hurt it, heal it, let it settle, cut the power, judge.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use openraft_rt::AsyncRuntime;
+use unibus_client::Platform;
+use unibus_proto::files::Identity;
+use unibus_proto::id::{NodeId, RequestId, RoomId};
+use unibus_proto::position::Sequence;
+use unibus_proto::v1::user_service_client::UserServiceClient;
+use unibus_proto::v1::{AddUserRequest, DeviceKind, UserRole};
+
+use crate::cluster::{Cluster, client_address};
+use crate::history::{Entry, Outcome};
+use crate::invariants::{self, Violation};
+use crate::plan::{Fault, Plan};
+use crate::record::{self, Recorder};
+use crate::sim::executor::Domain;
+use crate::sim::grpc::SimPlatform;
+use crate::sim::hub::Endpoint;
+use crate::sim::random::Random;
+use crate::sim::runtime::{Handle, SimRuntime};
+use crate::workload::{self, Load, Producer, ReaderPlan};
+
+/// A cluster of blank nodes forms, and a healed one serves, within this time.
+const READY: Duration = Duration::from_secs(30);
+/// After healing, replicas are equal within this time (RELIABILITY section 2).
+const CONVERGE: Duration = Duration::from_secs(30);
+/// After that, readers have everything within this time.
+const DRAIN: Duration = Duration::from_secs(40);
+/// Replicas are asked this often.
+const SAMPLE: Duration = Duration::from_millis(50);
+
+const LIVENESS: &str = "I14 liveness";
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Report {
+    /// Everything broken; empty = pass.
+    pub violations: Vec<Violation>,
+    /// Publishes acknowledged.
+    pub acked: usize,
+    /// Publishes whose outcome nobody knows.
+    pub unknown: usize,
+    /// Entries given to readers.
+    pub read: usize,
+    /// Faults that hit, by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Virtual time.
+    pub virtual_nanos: u64,
+    /// Hash over all events, and how many there were.
+    pub digest: (u64, u64),
+    /// The last events worth reading.
+    pub last_events: Vec<String>,
+}
+
+fn liveness(what: String) -> Violation {
+    Violation { invariant: LIVENESS, what }
+}
+
+/// Runs `scenario` in a fresh simulation and judges what it recorded.
+pub fn simulate<F>(seed: u64, trace: Option<&std::path::Path>, scenario: impl FnOnce(Recorder) -> F) -> Report
+where
+    F: Future<Output = (Result<(), Violation>, Vec<String>, BTreeMap<&'static str, u64>)>,
+{
+    let mut runtime = SimRuntime::with_seed(seed);
+    let handle = runtime.handle();
+    if let Some(path) = trace
+        && let Err(error) = handle.trace_to(path)
+    {
+        eprintln!("trace {}: {error}; the run goes on without it", path.display());
+    }
+    let (recorder, (ended, exits, faults)) = runtime.block_on(async {
+        let recorder = Recorder::new();
+        let ended = scenario(recorder.clone()).await;
+        (recorder, ended)
+    });
+    let mut violations = Vec::new();
+    violations.extend(
+        handle
+            .panics()
+            .into_iter()
+            .map(|panic| Violation { invariant: "no panic", what: format!("{}: {}", panic.domain, panic.message) }),
+    );
+    violations.extend(exits.into_iter().map(|what| Violation { invariant: "no unrequested exit", what }));
+    let history = recorder.history();
+    violations.extend(invariants::check(&history));
+    violations.extend(ended.err());
+    handle.flush_trace();
+    let count =
+        |wanted: fn(&Outcome) -> bool| history.publishes.iter().filter(|publish| wanted(&publish.outcome)).count();
+    Report {
+        violations,
+        acked: history.acked().count(),
+        unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
+        read: history.readers.iter().flat_map(|reader| reader.rooms.values()).map(Vec::len).sum(),
+        faults,
+        virtual_nanos: handle.now_nanos(),
+        digest: handle.digest(),
+        last_events: handle.last_events(),
+    }
+}
+
+/// Runs a plan.
+pub fn run(plan: &Plan, trace: Option<&std::path::Path>) -> Report {
+    simulate(plan.seed, trace, |recorder| async move {
+        let run = Run::new(plan, Cluster::new(plan), recorder);
+        let ended = run.all(plan).await;
+        (ended, run.cluster.exits(), run.fired())
+    })
+}
+
+/// A run's parts.
+#[derive(Clone)]
+pub struct Run {
+    /// The nodes.
+    pub cluster: Cluster,
+    /// The history.
+    pub recorder: Recorder,
+    handle: Handle,
+    seed: u64,
+    load: Load,
+    identity: Identity,
+    fired: Arc<std::sync::Mutex<BTreeMap<&'static str, u64>>>,
+    clients: Arc<std::sync::Mutex<Vec<Endpoint>>>,
+}
+
+impl Run {
+    /// A run of `cluster`, whose nodes are all down.
+    pub fn new(plan: &Plan, cluster: Cluster, recorder: Recorder) -> Self {
+        let mut random = Random::stream(plan.seed, "user", 0);
+        let handle = "alice".parse().expect("a valid handle");
+        let identity = Identity::generate(handle, DeviceKind::Service, 1, |buffer| random.fill(buffer));
+        let load = Load {
+            recorder: recorder.clone(),
+            addresses: cluster.ids().into_iter().map(client_address).collect(),
+            cluster: cluster.cluster_id(),
+            stop: Arc::new(AtomicBool::new(false)),
+        };
+        let (fired, clients) = (Arc::default(), Arc::default());
+        Self { cluster, recorder, handle: Handle::current(), seed: plan.seed, load, identity, fired, clients }
+    }
+
+    /// The faults that hit so far, by kind.
+    pub fn fired(&self) -> BTreeMap<&'static str, u64> {
+        self.fired.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    fn platform(&self, number: u64) -> SimPlatform {
+        let platform =
+            SimPlatform::new(self.seed, number, self.cluster.hub().clone(), self.cluster.listeners().clone());
+        self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(platform.endpoint());
+        platform
+    }
+
+    async fn all(&self, plan: &Plan) -> Result<(), Violation> {
+        let rooms = self.set_up(plan).await?;
+        let readers = self.start_readers(plan);
+        let producers = self.start_producers(plan, &rooms).await;
+        let sampler = self.handle.spawn_in(Domain::HARNESS, self.clone().sample());
+        for timed in plan.faults.clone() {
+            let run = self.clone();
+            let _detached = self.handle.spawn_in(Domain::HARNESS, async move {
+                SimRuntime::sleep(Duration::from_millis(timed.at_ms)).await;
+                run.inflict(timed.fault).await;
+            });
+        }
+        SimRuntime::sleep(Duration::from_millis(plan.load_ms)).await;
+        self.heal(plan).await?;
+        self.load.stop.store(true, Ordering::Relaxed);
+        for producer in producers {
+            if SimRuntime::timeout(Duration::from_secs(90), producer).await.is_err() {
+                return Err(liveness("a producer has no answer 90 s after everything was healed".into()));
+            }
+        }
+        self.converge().await?;
+        self.drain(&readers, &rooms).await?;
+        drop(sampler);
+        self.power_cycle().await?;
+        self.scan(&rooms).await
+    }
+
+    /// Starts the nodes in any order, adds the user, makes the rooms.
+    pub async fn set_up(&self, plan: &Plan) -> Result<Vec<RoomId>, Violation> {
+        let mut random = Random::stream(plan.seed, "start", 0);
+        let mut ids = self.cluster.ids();
+        random.shuffle(&mut ids);
+        for id in ids {
+            self.cluster.start(id);
+            SimRuntime::sleep(Duration::from_millis(random.below(300))).await;
+        }
+        self.cluster.wait_ready(READY).await.map_err(liveness)?;
+        self.add_user().await?;
+        let client = self.load.connect(&self.platform(0), &self.identity, None).await;
+        workload::create_rooms(&client, plan.rooms).await.map_err(liveness)
+    }
+
+    async fn add_user(&self) -> Result<(), Violation> {
+        let platform = self.platform(1).local();
+        let mut last = String::new();
+        for attempt in 0..100 {
+            let address = &self.load.addresses[attempt % self.load.addresses.len()];
+            let mut client = UserServiceClient::new(platform.channel(address));
+            let request = AddUserRequest {
+                request_id: RequestId([1; 16]).to_bytes(),
+                handle: self.identity.handle.as_str().into(),
+                user_key: self.identity.user_key.verifying_key().to_bytes().to_vec().into(),
+                role: UserRole::Admin.into(),
+                ..AddUserRequest::default()
+            };
+            match client.add_user(request).await {
+                Ok(_) => return Ok(()),
+                Err(status) => last = status.to_string(),
+            }
+            SimRuntime::sleep(Duration::from_millis(100)).await;
+        }
+        Err(liveness(format!("the first user cannot be added: {last}")))
+    }
+
+    /// Publishes one message as a client of its own, and waits for the answer.
+    pub async fn publish(&self, room: RoomId, body: &'static str) -> Outcome {
+        let client = self.load.connect(&self.platform(400), &self.identity, None).await;
+        workload::publish_one(&self.load, &client, room, body).await
+    }
+
+    fn start_readers(&self, plan: &Plan) -> Vec<usize> {
+        let mut random = Random::stream(plan.seed, "readers", 0);
+        let reader = |name: String, pin| ReaderPlan { name, pin, from_start: true, resume_after: None };
+        let mut plans: Vec<_> =
+            self.cluster.ids().into_iter().map(|id| reader(format!("r@n{id}"), Some(format!("n{id}")))).collect();
+        plans.push(reader("r-any".into(), None));
+        plans.push(ReaderPlan { resume_after: Some(random.between(1, 60)), ..reader("r-resume".into(), None) });
+        plans.push(ReaderPlan { from_start: false, ..reader("r-latest".into(), None) });
+        let mut complete = Vec::new();
+        for (number, plan) in (100..).zip(plans) {
+            let index = self.recorder.reader(&plan.name);
+            if plan.from_start {
+                complete.push(index);
+            }
+            let domain = self.handle.open_domain(&plan.name);
+            let (load, platform, identity) = (self.load.clone(), self.platform(number), self.identity.clone());
+            let _detached = self.handle.spawn_in(domain, workload::read(load, platform, identity, plan, index));
+        }
+        complete
+    }
+
+    async fn start_producers(
+        &self,
+        plan: &Plan,
+        rooms: &[RoomId],
+    ) -> Vec<impl Future<Output = Result<(), crate::sim::join::SimJoinError>> + Send + Unpin + use<>> {
+        let mut running = Vec::new();
+        for number in 0..plan.producers {
+            let domain = self.handle.open_domain(&format!("p{number}"));
+            let random = Random::stream(plan.seed, "workload", number);
+            let (run, rooms, pause) = (self.clone(), rooms.to_vec(), plan.pause_ms_max);
+            running.push(self.handle.spawn_in(domain, async move {
+                let client = run.load.connect(&run.platform(200 + number), &run.identity, None).await;
+                Producer::new(number, run.load.clone(), client, rooms, random, pause).run().await;
+            }));
+        }
+        let domain = self.handle.open_domain("p-named");
+        let (run, room, count) = (self.clone(), rooms[0], plan.load_ms / 200);
+        running.push(self.handle.spawn_in(domain, async move {
+            let client = run.load.connect(&run.platform(300), &run.identity, None).await;
+            workload::repeat(run.load.clone(), client, room, count).await;
+        }));
+        running
+    }
+
+    async fn sample(self) {
+        loop {
+            let statuses = self.cluster.statuses();
+            self.recorder.history().statuses.extend(statuses);
+            SimRuntime::sleep(SAMPLE).await;
+        }
+    }
+
+    /// Ends all faults.
+    async fn heal(&self, plan: &Plan) -> Result<(), Violation> {
+        self.handle.note("heal");
+        self.cluster.hub().heal_all();
+        self.cluster.hub().set_timing(crate::sim::hub::LinkTiming {
+            stream_loss_per_million: 0,
+            connection_loss_per_million: 0,
+            ..plan.link
+        });
+        for id in self.cluster.ids() {
+            self.cluster.set_slow(id, false);
+            self.cluster.start(id);
+        }
+        self.cluster.wait_ready(READY).await.map_err(liveness)
+    }
+
+    /// Waits until each group's replicas stand at one index with one state.
+    pub async fn converge(&self) -> Result<(), Violation> {
+        let mut waited = Duration::ZERO;
+        loop {
+            let hashes = self.cluster.hashes();
+            let all = self.cluster.ids().len();
+            let equal = |replicas: &Vec<(NodeId, u64, [u8; 32])>| {
+                replicas.len() == all && replicas.windows(2).all(|pair| pair[0].1 == pair[1].1)
+            };
+            if hashes.len() == self.cluster.groups().count() && hashes.values().all(equal) {
+                let statuses = self.cluster.statuses();
+                self.recorder.history().statuses.extend(statuses);
+                return Ok(());
+            }
+            if waited > CONVERGE {
+                let indices: Vec<_> = hashes
+                    .iter()
+                    .map(|(group, replicas)| {
+                        let of: Vec<_> = replicas.iter().map(|(node, index, _)| format!("n{node} {index}")).collect();
+                        format!("{group}: {}", of.join(" "))
+                    })
+                    .collect();
+                return Err(liveness(format!("replicas do not meet in {waited:?}: {}", indices.join("; "))));
+            }
+            SimRuntime::sleep(SAMPLE).await;
+            waited += SAMPLE;
+        }
+    }
+
+    /// Waits until each reader from the start has everything.
+    async fn drain(&self, readers: &[usize], rooms: &[RoomId]) -> Result<(), Violation> {
+        let mut heads = BTreeMap::new();
+        let id = *self.cluster.ids().first().expect("a cluster has nodes");
+        for room in rooms {
+            let last = self.timeline(id, *room).await?.last().map_or(0, |entry| entry.sequence);
+            heads.insert(*room, last);
+        }
+        let mut waited = Duration::ZERO;
+        loop {
+            let behind: Vec<_> = {
+                let history = self.recorder.history();
+                let at = |reader: usize, room: &RoomId| {
+                    history.readers[reader].rooms.get(room).and_then(|entries| entries.last()).map(|e| e.sequence)
+                };
+                let lags = |reader: usize| {
+                    heads.iter().find(|(room, head)| at(reader, room) < Some(**head)).map(|(room, head)| {
+                        format!("{} is at {:?} of {head} in {room}", history.readers[reader].name, at(reader, room))
+                    })
+                };
+                readers.iter().filter_map(|reader| lags(*reader)).collect()
+            };
+            if behind.is_empty() {
+                let mut history = self.recorder.history();
+                readers.iter().for_each(|reader| history.readers[*reader].complete = true);
+                return Ok(());
+            }
+            if waited > DRAIN {
+                return Err(liveness(format!("readers lag {waited:?} after healing: {}", behind.join(", "))));
+            }
+            SimRuntime::sleep(SAMPLE).await;
+            waited += SAMPLE;
+        }
+    }
+
+    /// Cuts the power of all nodes at once and brings them back.
+    pub async fn power_cycle(&self) -> Result<(), Violation> {
+        let ids = self.cluster.ids();
+        ids.iter().for_each(|id| self.cluster.kill(*id, true));
+        SimRuntime::sleep(Duration::from_millis(100)).await;
+        ids.iter().for_each(|id| self.cluster.start(*id));
+        self.cluster.wait_ready(READY).await.map_err(liveness)?;
+        self.converge().await
+    }
+
+    /// Reads every timeline of every replica into the history.
+    pub async fn scan(&self, rooms: &[RoomId]) -> Result<(), Violation> {
+        for id in self.cluster.ids() {
+            for room in rooms {
+                let entries = self.timeline(id, *room).await?;
+                self.recorder.history().scans.insert((id, *room), entries);
+            }
+        }
+        Ok(())
+    }
+
+    async fn timeline(&self, id: NodeId, room: RoomId) -> Result<Vec<Entry>, Violation> {
+        let broken = |what: String| Violation { invariant: "replicas can be read", what: format!("n{id}: {what}") };
+        let node = self.cluster.node(id).ok_or_else(|| broken("does not run".into()))?;
+        let mut groups = self.cluster.groups().filter_map(|group| node.store().group(group));
+        let holds = |group: &unibus_raft_store::Group<_>| group.view(|machine| machine.room(room).is_some());
+        let group = groups.find(|group| !group.id().is_meta() && holds(group));
+        let group = group.ok_or_else(|| broken(format!("no shard has room {room}")))?;
+        let (mut entries, mut next) = (Vec::new(), Sequence(0));
+        loop {
+            let page = group.read_timeline(room, next, 1 << 20, 500).await;
+            let page = page.map_err(|error| broken(format!("room {room} from {next}: {error}")))?;
+            let Some(last) = page.last() else { return Ok(entries) };
+            next = last.sequence.next();
+            for stored in &page {
+                entries.push(record::of_stored(&stored.bytes).map_err(broken)?);
+            }
+        }
+    }
+
+    async fn inflict(&self, fault: Fault) {
+        let (kind, hit) = (kind(&fault), self.apply(fault).await);
+        if hit {
+            *self.fired.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).entry(kind).or_default() += 1;
+        }
+    }
+
+    /// Applies a fault and ends it; false when it had no target.
+    async fn apply(&self, fault: Fault) -> bool {
+        let cluster = &self.cluster;
+        let sleep = |millis| SimRuntime::sleep(Duration::from_millis(millis));
+        match fault {
+            Fault::Kill { target, down_ms } | Fault::PowerCut { target, down_ms } => {
+                let power = matches!(fault, Fault::PowerCut { .. });
+                let Some(id) = cluster.resolve(target) else { return false };
+                cluster.kill(id, power);
+                sleep(down_ms).await;
+                cluster.start(id);
+            }
+            Fault::PowerCutAll { down_ms } => {
+                cluster.ids().into_iter().for_each(|id| cluster.kill(id, true));
+                let mut order: Vec<_> = cluster.ids().into_iter().zip(down_ms).collect();
+                order.sort_by_key(|(_, down)| *down);
+                let mut slept = 0;
+                for (id, down) in order {
+                    sleep(down - slept).await;
+                    slept = down;
+                    cluster.start(id);
+                }
+            }
+            Fault::Isolate { target, clients, for_ms } => {
+                let Some(id) = cluster.resolve(target) else { return false };
+                self.handle.note(&format!("n{id} is isolated"));
+                let mut others: Vec<_> =
+                    cluster.ids().into_iter().filter(|other| *other != id).map(Endpoint::node).collect();
+                if clients {
+                    others.extend(self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter());
+                }
+                let (hub, here) = (cluster.hub(), Endpoint::node(id));
+                for other in &others {
+                    hub.cut(here, *other);
+                    hub.cut(*other, here);
+                }
+                sleep(for_ms).await;
+                for other in &others {
+                    hub.heal(here, *other);
+                    hub.heal(*other, here);
+                }
+            }
+            Fault::OneWay { from, to, for_ms } => {
+                self.handle.note(&format!("n{from} -> n{to} is cut"));
+                cluster.hub().cut(Endpoint::node(from), Endpoint::node(to));
+                sleep(for_ms).await;
+                cluster.hub().heal(Endpoint::node(from), Endpoint::node(to));
+            }
+            Fault::Break { a, b } => cluster.hub().break_pair(Endpoint::node(a), Endpoint::node(b), "connection lost"),
+            Fault::SlowDisk { target, for_ms } => {
+                let Some(id) = cluster.resolve(target) else { return false };
+                self.handle.note(&format!("n{id} has a slow disk"));
+                cluster.set_slow(id, true);
+                sleep(for_ms).await;
+                cluster.set_slow(id, false);
+            }
+            Fault::Clock { target, error_ms } => {
+                let Some(id) = cluster.resolve(target) else { return false };
+                self.handle.note(&format!("n{id}'s clock is wrong by {error_ms} ms"));
+                cluster.set_clock(id, error_ms);
+            }
+        }
+        true
+    }
+}
+
+fn kind(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::Kill { .. } => "kill",
+        Fault::PowerCut { .. } => "power-cut",
+        Fault::PowerCutAll { .. } => "power-cut-all",
+        Fault::Isolate { .. } => "isolate",
+        Fault::OneWay { .. } => "one-way",
+        Fault::Break { .. } => "break",
+        Fault::SlowDisk { .. } => "slow-disk",
+        Fault::Clock { .. } => "clock",
+    }
+}
