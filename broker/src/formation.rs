@@ -287,7 +287,9 @@ impl<E: Env> Formation<E> {
 
     async fn refuse_if_formed(&self) -> Result<(), FormationError> {
         for (peer, answer) in self.ask_all(Bytes::new()).await {
-            if let Ok(Said::Formed) = answer.and_then(|answer| read_promise(&answer)) {
+            let formed = matches!(answer.and_then(|answer| read_promise(&answer)), Ok(Said::Formed));
+            // While we asked, this node may have been asked, have promised, and have become a member.
+            if formed && self.promise().is_none() {
                 return Err(self.not_ours(peer));
             }
         }
@@ -355,8 +357,9 @@ impl<E: Env> Formation<E> {
     }
 }
 
+/// Whether this node has applied the registration, and Raft has told it of the members.
 fn registered<E: Env>(shards: &Shards<E>) -> bool {
-    shards.meta().view(|machine| machine.cluster().is_some())
+    shards.meta().view(|machine| machine.cluster().is_some()) && shards.meta().is_initialized()
 }
 
 enum Said {
