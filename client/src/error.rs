@@ -148,3 +148,52 @@ impl From<Status> for Error {
         Self::from_status(&status)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse<const N: usize>(code: Code, reason: &str, domain: &str, metadata: [(&str, &str); N]) -> Error {
+        let mut details = ErrorDetails::new();
+        let metadata = metadata.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        details.set_error_info(reason, domain, metadata).set_retry_info(Some(Duration::from_millis(30)));
+        Error::from_status(&Status::with_error_details(code, "said", details))
+    }
+
+    #[test]
+    fn reads_the_details_of_a_node() {
+        let metadata = [("outcome", "none"), ("leader", "3"), ("expected", "7"), ("floor", "2"), ("head", "9")];
+        let error = parse(Code::Unavailable, "NOT_LEADER", "unibus", metadata);
+        assert_eq!((error.code, error.outcome), (ErrorCode::NotLeader, Outcome::None));
+        assert_eq!((error.leader, error.expected, error.range), (Some(NodeId(3)), Some(7), Some((2, 9))));
+        assert_eq!((error.retry_after, &*error.message), (Some(Duration::from_millis(30)), "said"));
+    }
+
+    #[test]
+    fn a_status_without_our_details_says_nothing_about_the_outcome() {
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Internal, Code::Cancelled, Code::NotFound] {
+            let error = Error::from_status(&Status::new(code, "from a proxy"));
+            assert_eq!((error.code, error.outcome), (ErrorCode::OutcomeUnknown, Outcome::Unknown));
+            assert!(error.is_transient());
+        }
+        assert_eq!(parse(Code::NotFound, "ROOM_NOT_FOUND", "proxy", []).code, ErrorCode::OutcomeUnknown);
+    }
+
+    #[test]
+    fn a_newer_node_is_understood_by_its_status() {
+        let parsed = |code| parse(code, "SOMETHING_NEW", "unibus", [("outcome", "none")]);
+        assert_eq!(parsed(Code::PermissionDenied).code, ErrorCode::Forbidden);
+        assert_eq!(parsed(Code::Unavailable).code, ErrorCode::Draining);
+        assert_eq!(parsed(Code::Aborted).code, ErrorCode::VersionSkew);
+        assert_eq!(parsed(Code::Unknown).code, ErrorCode::OutcomeUnknown);
+        assert!(!parsed(Code::FailedPrecondition).is_transient());
+    }
+
+    #[test]
+    fn an_error_survives_its_status() {
+        for &code in ErrorCode::ALL {
+            let error = Error::new(code, "why");
+            assert_eq!(Error::from_status(&error.clone().into_status()), error);
+        }
+    }
+}

@@ -39,8 +39,8 @@ use track::Track;
 
 /// A token refused so often in a row is not a matter of age.
 const SIGN_INS_MAX: u32 = 2;
-/// A gap that another node shows too is not a matter of one stream.
-const GAPS_MAX: u32 = 3;
+/// A gap that every voter (at most five) shows is not a matter of one node.
+const GAPS_MAX: u32 = 6;
 
 /// Where a subscription starts in rooms that [`SubscribeOptions::resume`] does not name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -207,9 +207,7 @@ impl<P: Platform> Subscription<P> {
             }
             Err(error) if error.code == ErrorCode::Corrupt && self.gaps + 1 < GAPS_MAX => {
                 self.gaps += 1;
-                if let Some(node) = self.node() {
-                    self.core.nodes().note_failure(node, self.core.platform.now());
-                }
+                self.avoid_node();
                 self.lose(error);
                 Ok(())
             }
@@ -243,6 +241,7 @@ impl<P: Platform> Subscription<P> {
             self.over = true;
             self.connection = None;
         } else {
+            self.avoid_node();
             self.lose(Error::new(ErrorCode::Overloaded, "subscription: the node is behind the head of a room"));
         }
         Ok(())
@@ -262,6 +261,13 @@ impl<P: Platform> Subscription<P> {
         }
         self.lose(error);
         Ok(())
+    }
+
+    /// Another node may do better.
+    fn avoid_node(&self) {
+        if let Some(node) = self.node() {
+            self.core.nodes().note_failure(node, self.core.platform.now());
+        }
     }
 
     fn lose(&mut self, error: Error) {
