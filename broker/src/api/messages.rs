@@ -131,7 +131,7 @@ async fn in_turn(
         // An error means that the one before was answered and dropped.
         drop(before.await);
     }
-    drop(done.send(()));
+    done.send(()).ok();
     outcome.unwrap_or_else(|failure: Failure| PublishResponse {
         request: tag,
         failure: Some(failure.to_message()),

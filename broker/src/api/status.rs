@@ -1,11 +1,13 @@
 //! The one place where a [`Failure`] becomes a gRPC status.
 
-use std::collections::HashMap;
-
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::service::Failure;
+
+/// The type that `tonic_types` wants; nothing here depends on its order.
+#[allow(clippy::disallowed_types, reason = "the type of a field of ErrorInfo")]
+type Metadata = std::collections::HashMap<String, String>;
 
 /// The domain of our reasons.
 const DOMAIN: &str = "unibus";
@@ -15,7 +17,7 @@ const DOMAIN: &str = "unibus";
 pub fn to_status(failure: Failure) -> Status {
     let facts = failure.facts.iter().map(|(name, value)| ((*name).to_string(), value.clone()));
     let outcome = ("outcome".to_string(), failure.code.outcome().as_str().to_string());
-    let metadata: HashMap<String, String> = facts.chain([outcome]).collect();
+    let metadata = facts.chain([outcome]).collect::<Metadata>();
     let mut details = ErrorDetails::new();
     details.set_error_info(failure.code.as_str(), DOMAIN, metadata);
     if let Some(wait) = failure.retry_after {

@@ -176,7 +176,10 @@ mod tests {
     fn entries(room: RoomId, sequence: u64, bytes: usize) -> Item {
         let delivery = StoredDelivery { sequence: Sequence(sequence), at_ms: 1, bytes: vec![0; bytes].into() };
         let event = Event::Appended { segment: 0, room, deliveries: vec![delivery] };
-        Item::entries(Arc::new(AppliedEntry { index: sequence, group: GroupId(1), events: vec![event] }), 0)
+        Item::entries(
+            Arc::new(AppliedEntry { index: sequence, group: GroupId(1), events: vec![event], reset: false }),
+            0,
+        )
     }
 
     #[test]

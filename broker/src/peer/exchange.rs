@@ -1,7 +1,6 @@
 //! What this node knows of the others: each second they exchange wall clock and status.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -63,23 +62,17 @@ impl<E: Env> Peers<E> {
         }
     }
 
-    fn exchange_with(
-        self,
-        node: NodeId,
-        own_status: impl Fn() -> NodeStatus + Send + Sync + 'static,
-    ) -> impl Future<Output = ()> + Send {
-        async move {
-            let Some(peer) = self.peers.get(&node) else { return };
-            loop {
-                let sent = now::<E>();
-                let request = Exchange { now_ms: self.env.clock().now_ms(), status: Some(own_status()) };
-                match peer.link.request::<E>(Request::Exchange(request), SILENCE_MAX).await {
-                    Ok(Response::Exchange(answer)) => peer.learn(&self.env, answer, sent.elapsed()),
-                    Err(LinkError::Lost(_)) => peer.link.reset(),
-                    Ok(_) | Err(LinkError::NotSent(_)) => {}
-                }
-                sleep::<E>(PERIOD.saturating_sub(sent.elapsed()).max(PERIOD / 10)).await;
+    async fn exchange_with(self, node: NodeId, own_status: impl Fn() -> NodeStatus + Send + Sync + 'static) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        loop {
+            let sent = now::<E>();
+            let request = Exchange { now_ms: self.env.clock().now_ms(), status: Some(own_status()) };
+            match peer.link.request::<E>(Request::Exchange(request), SILENCE_MAX).await {
+                Ok(Response::Exchange(answer)) => peer.learn(&self.env, answer, sent.elapsed()),
+                Err(LinkError::Lost(_)) => peer.link.reset(),
+                Ok(_) | Err(LinkError::NotSent(_)) => {}
             }
+            sleep::<E>(PERIOD.saturating_sub(sent.elapsed()).max(PERIOD / 10)).await;
         }
     }
 

@@ -23,7 +23,6 @@ mod sign_in;
 mod subscribe;
 mod users;
 
-use std::future::Future;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
@@ -126,8 +125,8 @@ impl<E: Env> Service<E> {
     }
 
     /// Resolves when the node stops.
-    pub fn stopped(&self) -> impl Future<Output = ()> + Send + '_ {
-        async { drop(self.inner.running.acquire().await) }
+    pub async fn stopped(&self) {
+        drop(self.inner.running.acquire().await);
     }
 
     /// Refuses when the node is stopping.

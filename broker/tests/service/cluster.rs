@@ -16,7 +16,7 @@ use unibus_proto::id::{ClusterId, GroupId, NodeId, RoomId};
 use unibus_proto::signed::sha256;
 use unibus_proto::v1::*;
 use unibus_raft_store::StoreConfig;
-use unibus_raft_store::env::{Clock, Instant, Rng, timeout};
+use unibus_raft_store::env::{Clock, Instant, Rng, now, sleep, timeout};
 use unibus_raft_store::testing::{SeededRng, SystemClock};
 
 use crate::net::{Hub, HubEnv};
@@ -55,13 +55,21 @@ impl Cluster {
             let mut store = StoreConfig::default();
             store.wal.file_bytes = 4 << 20;
             store.wal.spare_files = 0;
+            // Wide enough for a machine that builds something else at the same time.
+            store.raft.election_min = Duration::from_millis(600);
+            store.raft.election_max = Duration::from_millis(1_000);
             let version = "test".into();
             let config = NodeConfig { node: id, plan: plan.clone(), data_dir: dir.path().into(), store, version };
-            running.push(Node::start(hub.env(id), config, sign_key(id.0)).await.unwrap());
+            running.push(Box::pin(Node::start(hub.env(id), config, sign_key(id.0))).await.unwrap());
             dirs.push(dir);
         }
         let cluster = Self { hub, nodes: running, _dirs: dirs };
-        eventually("the cluster forms", || cluster.nodes.iter().all(|node| node.not_ready().is_empty())).await;
+        let start = now::<HubEnv>();
+        while cluster.nodes.iter().any(|node| !node.not_ready().is_empty()) {
+            let waits: Vec<_> = cluster.nodes.iter().map(Node::not_ready).collect();
+            assert!(start.elapsed() < PATIENCE, "the cluster does not form: {waits:?}");
+            sleep::<HubEnv>(Duration::from_millis(10)).await;
+        }
         cluster
     }
 
@@ -293,7 +301,7 @@ impl Reader {
     }
 
     /// All sequences until the stream ends, and how it ended.
-    pub async fn to_end(&mut self) -> (Vec<u64>, Option<Failure>) {
+    pub async fn drain(&mut self) -> (Vec<u64>, Option<Failure>) {
         let mut sequences = Vec::new();
         loop {
             match self.batch().await {
@@ -307,9 +315,9 @@ impl Reader {
 
 /// Waits for a condition.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = unibus_raft_store::env::now::<HubEnv>();
+    let start = now::<HubEnv>();
     while !holds() {
         assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        unibus_raft_store::env::sleep::<HubEnv>(Duration::from_millis(10)).await;
+        sleep::<HubEnv>(Duration::from_millis(10)).await;
     }
 }

@@ -1,5 +1,7 @@
 //! The service of real nodes over an in-process network: what the API promises, without sockets.
 
+#![allow(clippy::disallowed_methods, reason = "these tests run on tokio, not in the simulator")]
+
 mod auth;
 mod cluster;
 mod failover;

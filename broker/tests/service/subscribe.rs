@@ -94,7 +94,7 @@ async fn a_removed_members_stream_ends_and_nothing_after_it_is_delivered() {
     assert_eq!(wild.messages(1).await[0].2, "seen");
     let removal = alice.change(&room, &bob.identity, None).await.sequence;
     alice.publish(&room, 2, &["secret"]).await.unwrap();
-    let (sequences, failure) = single.to_end().await;
+    let (sequences, failure) = single.drain().await;
     assert!(sequences.iter().all(|&sequence| sequence <= removal), "{sequences:?} go beyond {removal}");
     assert_eq!(failure.expect("the stream ends").code, ErrorCode::RoomNotFound);
     let refused = bob.subscribe("ops.fence", earliest()).await.err().expect("no member").code;
@@ -119,7 +119,7 @@ async fn until_end_stops_at_the_head_of_the_moment_on_any_node() {
             SubscribeRequest { filter: "ops.*".into(), start, until_end: true, ..SubscribeRequest::default() };
         let mut reader = there.subscribe_with(request).await.unwrap();
         let publishing = publish_in_background(&alice, &room, 41 + 5 * (node as u64 - 1), 5);
-        let (sequences, failure) = reader.to_end().await;
+        let (sequences, failure) = reader.drain().await;
         let head = 40 + 5 * (node as u64 - 1);
         assert_eq!((sequences, failure), ((0..=head).collect(), None), "through node {node}");
         assert_eq!(reader.caught_up.unwrap().positions[0].next_sequence, head + 1);
@@ -164,9 +164,9 @@ async fn open_streams_end_when_the_user_is_revoked_or_the_node_stops() {
     let mut of_bob = bob.subscribe("ops.>", latest()).await.unwrap();
     let revoke = RevokeUserRequest { request_id: crate::cluster::unique(16), handle: "alice".into() };
     alice.service.revoke_user(&unibus_broker::service::Caller::Local, revoke).await.unwrap();
-    assert_eq!(of_alice.to_end().await.1.expect("revoked").code, ErrorCode::Forbidden);
+    assert_eq!(of_alice.drain().await.1.expect("revoked").code, ErrorCode::Forbidden);
     bob.service.stop();
-    assert_eq!(of_bob.to_end().await.1.expect("stopping").code, ErrorCode::Draining);
+    assert_eq!(of_bob.drain().await.1.expect("stopping").code, ErrorCode::Draining);
     assert_eq!(bob.service.subscriptions(), 2, "until the streams are dropped");
     drop((of_alice, of_bob));
     assert_eq!(bob.service.subscriptions(), 0);
