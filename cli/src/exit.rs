@@ -211,7 +211,8 @@ fn remedy(code: ErrorCode) -> Option<&'static str> {
             "unibusctl profile show; an admin sees with `unibusctl user list` whether this identity may sign in"
         }
         ErrorCode::Forbidden => {
-            "unibusctl whoami shows who you are; a room's admin gives rights with: unibusctl room member role ROOM USER ROLE"
+            "unibusctl whoami shows who you are; an admin of the room (room member role) or of the cluster (user role, \
+             user reinstate) can permit it"
         }
         ErrorCode::RoomNotFound => {
             "unibusctl room list shows the rooms that you may read; a room's admin lets you in with: unibusctl room member add ROOM USER"

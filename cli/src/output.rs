@@ -84,12 +84,13 @@ pub fn with_schema(thing: &str, value: Value) -> Value {
     Value::Object(object)
 }
 
-/// A table with a ruled head, as wide as its terminal.
+/// A table with a head. Cells are not wrapped: a terminal that is too narrow folds lines better than a
+/// table folds its cells.
 pub fn render(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(head.iter().map(|name| name.to_uppercase()));
     for row in rows {
         table.add_row(row);
@@ -112,6 +113,11 @@ pub fn thousands(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// A number of things: `1 message`, `1,203 messages`.
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{} {thing}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
 
 /// Bytes for people: `512 B`, `1.5 KiB`, `3.2 GiB`.
@@ -185,6 +191,7 @@ mod tests {
     #[test]
     fn numbers_read_well() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([1, 0, 1_203].map(|n| count(n, "message")), ["1 message", "0 messages", "1,203 messages"]);
         assert_eq!([512, 1_536, 3_435_973_837].map(bytes), ["512 B", "1.5 KiB", "3.2 GiB"]);
         assert!(bytes(u64::MAX).ends_with("PiB"));
     }

@@ -37,7 +37,7 @@ pub async fn run(args: &CheckArgs, global: &Global, out: Output) -> Result<Verdi
     let ends = args.duration.map(|duration| Instant::now() + duration);
     let mut publish = tokio::time::interval(args.every);
     publish.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut second = tokio::time::interval(TOLD_EVERY);
+    let mut told = tokio::time::interval_at(tokio::time::Instant::now() + TOLD_EVERY, TOLD_EVERY);
     loop {
         tokio::select! {
             biased;
@@ -46,7 +46,7 @@ pub async fn run(args: &CheckArgs, global: &Global, out: Output) -> Result<Verdi
             event = watch.events.recv() => watch.note(event)?,
             item = watch.inbox.recv() => watch.received(item)?,
             Some(answer) = watch.answers.next() => watch.answered(answer)?,
-            _ = second.tick() => watch.tell_progress()?,
+            _ = told.tick() => watch.tell_progress()?,
             _ = publish.tick() => watch.publish().await?,
         }
     }

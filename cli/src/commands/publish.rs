@@ -18,7 +18,7 @@ use unibus_proto::limits::{BODY_BYTES_MAX, PRODUCER_WINDOW};
 use crate::args::{Global, PubArgs};
 use crate::exit::{Failure, Result};
 use crate::lines::{LineError, Lines};
-use crate::output::{Output, bytes, thousands};
+use crate::output::{Output, bytes, count, thousands};
 use crate::pace::Pace;
 use crate::session::{During, Session, interrupted};
 use crate::time::human;
@@ -315,8 +315,8 @@ impl Report {
         if args.lines && tally.total() > 0 {
             let seconds = self.took.as_secs_f64().max(0.001);
             out.talk(format!(
-                "{} messages, {} in {} ({}/s)",
-                thousands(tally.total()),
+                "{}, {} in {} ({}/s)",
+                count(tally.total(), "message"),
                 bytes(tally.bytes),
                 human(self.took),
                 thousands((tally.total() as f64 / seconds) as u64),
@@ -326,9 +326,9 @@ impl Report {
     }
 
     fn partly(&self, failure: Failure) -> Failure {
-        let stored = thousands(self.tally.total());
+        let stored = self.tally.total();
         let mut failure = failure.partly();
-        failure.message = format!("{}; the {stored} messages before it are stored", failure.message);
+        failure.message = format!("{}; stored before it: {}", failure.message, count(stored, "message"));
         failure
     }
 }

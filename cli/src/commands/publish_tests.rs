@@ -56,7 +56,7 @@ fn failure_after_some_were_stored_is_partly_done() {
     let failure =
         report(tally([ack(1, false), ack(2, false)]), Ended::Bad(line.clone())).end(&args(), OUT).unwrap_err();
     assert_eq!((failure.exit, failure.happened), (Exit::Partly, Happened::Partly));
-    assert!(failure.message.ends_with("the 2 messages before it are stored"), "{}", failure.message);
+    assert!(failure.message.ends_with("; stored before it: 2 messages"), "{}", failure.message);
     let failure = report(tally([]), Ended::Bad(line)).end(&args(), OUT).unwrap_err();
     assert_eq!((failure.exit, failure.happened), (Exit::Failed, Happened::No));
 }

@@ -64,8 +64,7 @@ fn print(status: &GetStatusResponse, args: &StatusArgs, out: Output) -> Result<(
     out.table(&[], &rows)
 }
 
-const NODE_HEAD: [&str; 11] =
-    ["node", "state", "leads", "applied", "lag", "rtt", "fsync", "disk used", "disk free", "up", "address"];
+const NODE_HEAD: [&str; 9] = ["node", "state", "leads", "applied", "lag", "fsync", "disk used/free", "up", "address"];
 const GROUP_HEAD: [&str; 8] = ["group", "leader", "term", "committed", "applied", "rooms", "hash", "snapshot"];
 
 /// Everything, for a terminal.
@@ -138,9 +137,10 @@ fn groups(status: &GetStatusResponse) -> BTreeMap<u32, Group> {
     let mut hashes: BTreeMap<(u32, u64), Vec<&str>> = BTreeMap::new();
     for (node, replica) in reachable(status).flat_map(|node| node.replicas.iter().map(move |replica| (node, replica))) {
         let group = groups.entry(replica.group).or_default();
-        // Of two that call themselves leader, the one of the higher term is.
-        if replica.role == "leader" && (group.leader.is_none() || replica.term > group.term) {
-            group.leader = Some(node.node_id);
+        let leader = if replica.role == "leader" { node.node_id } else { replica.leader };
+        // Of two that are called leader, the one of the higher term is; a leader may be out of reach from here.
+        if leader != 0 && (group.leader.is_none() || replica.term > group.term) {
+            group.leader = Some(leader);
         }
         group.term = group.term.max(replica.term);
         group.committed = group.committed.max(replica.committed_index);
@@ -198,10 +198,8 @@ fn node_row(node: &NodeStatus, groups: &BTreeMap<u32, Group>) -> Vec<String> {
         leads(node, groups).to_string(),
         thousands(node.replicas.iter().map(|replica| replica.applied_index).sum()),
         thousands(lag(node, groups)),
-        human(std::time::Duration::from_micros(node.round_trip_us)),
         human(std::time::Duration::from_micros(node.last_fsync_us)),
-        bytes(node.disk_used_bytes),
-        bytes(node.disk_free_bytes),
+        format!("{}/{}", bytes(node.disk_used_bytes), bytes(node.disk_free_bytes)),
         human(std::time::Duration::from_millis(node.uptime_ms)),
         node.client_address.clone(),
     ]

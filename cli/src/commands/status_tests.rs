@@ -90,6 +90,9 @@ fn group_without_a_leader_and_with_two() {
     status.nodes[0].replicas[0].role = "candidate".into();
     assert!(headline(&status).contains("1 of 2 groups have a leader"));
     assert_eq!(group_rows(&status)[0][1], "NONE");
+    status.nodes[1].replicas[0].leader = 3;
+    assert_eq!(group_rows(&status)[0][1], "n3", "the others know a leader that is out of reach");
+    status.nodes[1].replicas[0].leader = 0;
     status.nodes[0].replicas[0].role = "leader".into();
     status.nodes[1].replicas[0].role = "leader".into();
     status.nodes[1].replicas[0].term = 4;

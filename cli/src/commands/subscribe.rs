@@ -9,13 +9,14 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use futures::FutureExt;
 use serde_json::{Value, json};
 use unibus_client::{Item, Received, RosterChange, Start, SubscribeOptions, Subscription, TokioPlatform};
+use unibus_proto::code::ErrorCode;
 use unibus_proto::position::Sequence;
 use unibus_proto::v1::{RosterEvent, RosterOp};
 
 use super::room::role_name;
 use crate::args::{Global, SubArgs};
 use crate::exit::{Failure, Result};
-use crate::output::{Output, preview, thousands, with_schema};
+use crate::output::{Output, count, preview, with_schema};
 use crate::parse::StartAt;
 use crate::session::{During, Session, interrupted};
 use crate::time::{now_ms, rfc3339};
@@ -38,7 +39,9 @@ pub async fn run(args: &SubArgs, global: &Global, out: Output) -> Result<()> {
     let mut sink = Sink::new(args, out)?;
     let mut stop = std::pin::pin!(interrupted());
     let mut subscription = tokio::select! {
-        opened = client.subscribe(&args.filter, start(args), options) => opened.during(&step)?,
+        opened = client.subscribe(&args.filter, start(args), options) => {
+            opened.during(&step).map_err(|failure| name_range(failure, args))?
+        }
         () = &mut stop => return Err(Failure::interrupted()),
     };
     let ended = tokio::select! {
@@ -49,7 +52,14 @@ pub async fn run(args: &SubArgs, global: &Global, out: Output) -> Result<()> {
     if !ended.as_ref().is_err_and(|failure| failure.silent && failure.code != "INTERRUPTED") {
         out.hint(sink.summary());
     }
-    ended.map_err(|failure| if failure.silent { failure } else { failure.during(step) })
+    ended.map_err(|failure| if failure.silent { failure } else { name_range(failure.during(step), args) })
+}
+
+fn name_range(failure: Failure, args: &SubArgs) -> Failure {
+    if failure.code != ErrorCode::OutOfRange.as_str() {
+        return failure;
+    }
+    failure.remedy(format!("unibusctl sub '{}' --from earliest", args.filter))
 }
 
 fn start(args: &SubArgs) -> Start {
@@ -126,7 +136,7 @@ impl Sink {
 
     fn summary(&self) -> String {
         let last = self.last.map(|last| format!(", the last is sequence {last}")).unwrap_or_default();
-        format!("received: {} messages, {} bytes{last}", thousands(self.messages), thousands(self.bytes))
+        format!("received: {}, {}{last}", count(self.messages, "message"), count(self.bytes, "byte"))
     }
 }
 
