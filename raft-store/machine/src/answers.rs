@@ -180,3 +180,57 @@ pub(crate) fn all<R: Rows>(rows: &R, room: RoomId, producer: ProducerId) -> (Vec
     }
     (runs, digests)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rows::MemoryRows;
+
+    const ROOM: RoomId = RoomId([1; 16]);
+    const PRODUCER: ProducerId = ProducerId([2; 8]);
+
+    fn digest(number: u64) -> u32 {
+        number as u32 * 7
+    }
+
+    /// What lies between two numbers of the producer: other messages, or a refusal.
+    fn decide(gap: u64) -> (String, u64) {
+        if gap == 3 { ("INVALID".into(), 0) } else { (String::new(), gap) }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Written in batches of any size, the window answers as a map of all answers would.
+        #[test]
+        fn the_window_is_kept_whole(gaps in prop::collection::vec(0..4_u64, 1..2_500), batch in 1..300_usize) {
+            let (mut rows, mut model, mut head) = (MemoryRows::default(), Vec::new(), 0);
+            for (at, batch) in gaps.chunks(batch).enumerate() {
+                let mut answers = Answers::new(ROOM, PRODUCER);
+                for &gap in batch {
+                    let (reject, skipped) = decide(gap);
+                    let is_stored = reject.is_empty();
+                    head += skipped;
+                    let (first_number, first_sequence) = (model.len() as u64 + 1, if is_stored { head } else { 0 });
+                    model.push(if is_stored { Known::Stored(Sequence(head)) } else { Known::Refused(reject.clone()) });
+                    head += u64::from(is_stored);
+                    let run = AnswerRun { first_number, count: 1, first_sequence, reject };
+                    answers.decided(&rows, run, digest(first_number));
+                }
+                answers.flush(&mut rows);
+                prop_assert!(at > 0 || !rows.is_empty());
+            }
+            let (last, mut answers) = (model.len() as u64, Answers::new(ROOM, PRODUCER));
+            for (number, wanted) in (1..).zip(&model) {
+                let known = answers.known(&rows, number, digest(number));
+                let in_window = number + PRODUCER_WINDOW > last;
+                prop_assert!(known == *wanted || (!in_window && known == Known::Forgotten), "{number}: {known:?}");
+                let other = answers.known(&rows, number, digest(number) + 1);
+                prop_assert!(other == Known::Reused || !in_window, "{number} with other content: {other:?}");
+            }
+            prop_assert!(rows.len() as u64 <= PAGES_KEPT + 1);
+        }
+    }
+}
