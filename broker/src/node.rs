@@ -75,6 +75,11 @@ impl<E: Env> Node<E> {
     /// Opens the node's directory and starts all its tasks. It returns while the node may still wait for
     /// the others; [`not_ready`](Self::not_ready) says for what, [`fault`](Self::fault) when it gives up.
     pub async fn start(env: E, config: NodeConfig, sign_key: SigningKey) -> Result<Self, NodeError> {
+        // Opening the store makes a large future; callers need not carry it.
+        Box::pin(Self::open(env, config, sign_key)).await
+    }
+
+    async fn open(env: E, config: NodeConfig, sign_key: SigningKey) -> Result<Self, NodeError> {
         let NodeConfig { node, plan, data_dir, store, version } = config;
         let (identity, lock) = Identity::open(&env, &data_dir, plan.cluster, node).await?;
         let store = StoreConfig { dir: data_dir.clone(), groups: plan.groups(), ..store };

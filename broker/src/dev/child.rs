@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -116,7 +116,7 @@ pub(super) async fn stop_all(mut children: Vec<Child>) {
     }
 }
 
-fn spawn(folder: &PathBuf) -> io::Result<Process> {
+fn spawn(folder: &Path) -> io::Result<Process> {
     let log: File = OpenOptions::new().create(true).append(true).open(folder.join("log"))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("run").arg("--config").arg(folder.join("node.toml")).arg("--exit-with-stdin");
