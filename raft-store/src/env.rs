@@ -136,7 +136,8 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn free_bytes(&self, path: &Path) -> impl Future<Output = io::Result<u64>> + Send;
 }
 
-/// An open file. Clones share it. Writes to one file must not be issued at the same time.
+/// An open file. Clones share it, also over a rename. Writes to one file must not be issued at the same time.
+#[allow(clippy::len_without_is_empty, reason = "asking is I/O, and nobody asks for emptiness")]
 pub trait DiskFile: Clone + Send + Sync + 'static {
     /// Writes `parts` one after another, from `offset` on. Durable only after a sync.
     fn write_at(&self, offset: u64, parts: Vec<Bytes>) -> impl Future<Output = io::Result<()>> + Send;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use unibus_proto::id::{GroupId, NodeId};
-use unibus_raft_store::env::{Disk, DiskFile, Env, OpenMode};
+use unibus_raft_store::env::{Disk, DiskFile, Env, OpenMode, sleep, timeout};
 use unibus_raft_store::testing::crash::CrashEnv;
 use unibus_raft_store::types::log_id;
 use unibus_raft_store::wal::recover::file_name;
@@ -79,7 +79,7 @@ async fn follows_the_model(acts: Vec<Act>) {
                 let expected = after.get(&GroupId(group)).cloned().unwrap_or_default();
                 let written = perform(&log, &before, &expected);
                 // Half of the steps are left on their way.
-                let _ = tokio::time::timeout(Duration::from_millis(u64::from(group % 2) * 100), written).await;
+                let _ = timeout::<CrashEnv, _>(Duration::from_millis(u64::from(group % 2) * 100), written).await;
                 logs = after;
             }
             Act::Reopen { crash } => {
@@ -211,7 +211,7 @@ async fn commit_indexes_are_written_when_idle() {
     let rounds = wal.stats().rounds;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
     while wal.stats().rounds == rounds && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        sleep::<CrashEnv>(Duration::from_millis(1)).await;
     }
     env.disk().crash();
     let wal = open(&env, &small()).await.expect("opens");
@@ -222,7 +222,7 @@ async fn commit_indexes_are_written_when_idle() {
 async fn an_idle_wal_covers_its_last_frame_and_falls_silent() {
     let (_env, wal) = fresh(&small()).await;
     append(&wal.group(GroupId(1)), 0, 1, 10).await.expect("written");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sleep::<CrashEnv>(Duration::from_millis(200)).await;
     assert_eq!(wal.stats().rounds, 2, "the append, and one frame to cover it");
 }
 
@@ -236,7 +236,7 @@ async fn spare_files_are_prepared_and_taken() {
     };
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while spares().await < 2 && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        sleep::<CrashEnv>(Duration::from_millis(5)).await;
     }
     assert_eq!(spares().await, 2);
     for first in 0..10 {

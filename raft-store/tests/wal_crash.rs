@@ -5,7 +5,8 @@ mod wal_model;
 
 use std::time::Duration;
 
-use unibus_raft_store::env::Env;
+use unibus_raft_store::env::{Env, sleep};
+use unibus_raft_store::testing::crash::CrashEnv;
 use unibus_raft_store::wal::WalConfig;
 
 use wal_model::{Script, logs_shown, open};
@@ -31,7 +32,7 @@ async fn crash_at(seed: u64, operations: u64) -> Result<bool, String> {
     for _ in 0..STEPS {
         if script.below(16) == 0 {
             // Time for a cover frame.
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            sleep::<CrashEnv>(Duration::from_millis(2)).await;
         }
         failed = script.step().await.is_err();
         if failed {

@@ -75,7 +75,7 @@ fn flip_every_bit(images: &Images, history: &History, generation: u64) -> (usize
     let mut images = images.clone();
     let (mut refused, mut harmless) = (0, 0);
     for bit in 0..images[&generation].len() * 8 {
-        let mut flip = |images: &mut Images| images.get_mut(&generation).expect("is there")[bit / 8] ^= 1 << (bit % 8);
+        let flip = |images: &mut Images| images.get_mut(&generation).expect("is there")[bit / 8] ^= 1 << (bit % 8);
         flip(&mut images);
         let result = recover_from(before.clone(), images.range(generation..));
         let whole = judge(&images, result, history, || format!("file {generation}, bit {bit}"));

@@ -208,4 +208,4 @@ async fn wait_idle<E: Env>(shared: &Weak<Shared<E>>, taken: &mpsc::UnboundedRece
     }
 }
 
-const _: () = assert!(FILL_BYTES as u64 % ALIGN == 0);
+const _: () = assert!((FILL_BYTES as u64).is_multiple_of(ALIGN));

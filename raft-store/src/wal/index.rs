@@ -47,7 +47,7 @@ struct Run {
 struct Pending {
     ticket: u64,
     first: u64,
-    /// One past its last entry.
+    /// One past its last entry; not above `first` when all of them were truncated.
     end: u64,
 }
 
@@ -187,7 +187,9 @@ impl Index {
             }
             offset += entry.payload.len() as u64;
         }
-        self.flushed_end = self.flushed_end.max(pending.end);
+        if pending.end > pending.first {
+            self.flushed_end = self.flushed_end.max(pending.end);
+        }
     }
 
     /// Removes the entries after `after`; `None`: all.
@@ -203,7 +205,7 @@ impl Index {
             self.runs.pop_back();
         }
         for pending in &mut self.pending {
-            pending.end = pending.end.min(end).max(pending.first);
+            pending.end = pending.end.min(end);
         }
         let floor = self.purged.map_or(0, |id| id.index + 1);
         self.flushed_end = self.flushed_end.min(end.max(floor));

@@ -36,6 +36,20 @@ fn a_truncated_append_does_not_count_as_flushed() {
 }
 
 #[test]
+fn an_append_that_was_truncated_whole_flushes_nothing() {
+    let mut index = Index::default();
+    let (base, old, new) = (entries(1, 0..5), entries(1, 5..10), entries(2, 3..8));
+    let tickets = [index.append(&base), index.append(&old)];
+    index.written(tickets[0], &base, 1, 0);
+    index.truncate_after(Some(2));
+    let ticket = index.append(&new);
+    index.written(tickets[1], &old, 1, 500);
+    assert_eq!(index.flushed(), Some(2), "3.. are new and not written");
+    index.written(ticket, &new, 1, 1000);
+    assert_eq!(index.flushed(), Some(7));
+}
+
+#[test]
 fn a_purge_beyond_the_end_empties_the_log() {
     let mut index = Index::default();
     index.append(&entries(1, 0..5));

@@ -114,6 +114,9 @@ impl Replay {
         let Some((restated, file_bytes)) = Ledger::from_checkpoint(&head.rows) else {
             return damage(0, "the first frame does not state the file's size".into());
         };
+        if file_bytes > u64::from(u32::MAX) {
+            return damage(0, format!("states a size of {file_bytes} bytes, expected less than 4 GiB"));
+        }
         if (bytes.len() as u64) < file_bytes {
             let what = format!("the file has {} bytes, expected {file_bytes}: its end was cut off", bytes.len());
             return damage(bytes.len() as u64, what);

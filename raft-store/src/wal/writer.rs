@@ -81,7 +81,10 @@ impl Round {
     }
 
     fn complete(&mut self, result: &io::Result<()>) {
-        let again = || result.as_ref().map(|()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string()));
+        let again = || match result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
         for (Append { permit, done, .. }, _) in self.appends.drain(..) {
             drop(permit);
             done(again());
