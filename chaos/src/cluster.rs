@@ -86,6 +86,7 @@ impl Cluster {
         let planned = Planned { cluster: ClusterId(cluster), shards: plan.shards, nodes: nodes.collect() };
         let slot = |(id, key): (NodeId, SigningKey)| {
             let disk = SimDisk::new(plan.seed, id.0, Path::new(DATA_DIR));
+            disk.set_lossy_directories(plan.lossy_directories);
             (id, Slot { disk, clock: SimClock::default(), key, life: 0, running: None })
         };
         let state = State { slots: keys.into_iter().map(slot).collect(), exits: Vec::new() };

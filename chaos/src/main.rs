@@ -44,6 +44,12 @@ struct Sim {
     /// Writes every event to this file.
     #[arg(long, requires = "seed")]
     trace: Option<PathBuf>,
+    /// Runs each seed twice and compares the traces.
+    #[arg(long, conflicts_with_all = ["seed", "trace"])]
+    twice: bool,
+    /// Disks may also lose new directories whose parents were not synced.
+    #[arg(long)]
+    lossy_directories: bool,
     /// Plays a scripted regression instead of the seed's plan.
     #[arg(long)]
     scenario: Option<Scenario>,
@@ -140,7 +146,7 @@ fn one(seed: u64, sim: &Sim) -> ExitCode {
         Some(Scenario::LeaderRestore) => {
             scenario::leader_restore(seed, sim.mutant == Some(Mutant::EnableLeaderRestore), trace)
         }
-        None => run::run(&Plan::of_seed(seed), trace),
+        None => run::run(&sim.plan(seed), trace),
     };
     judge(seed, sim, &report)
 }
@@ -171,17 +177,24 @@ fn judge(seed: u64, sim: &Sim, report: &Report) -> ExitCode {
     }
     println!("  last events:");
     report.last_events.iter().for_each(|event| println!("    {event}"));
-    println!("  plan: {:?}", Plan::of_seed(seed));
+    println!("  plan: {:?}", sim.plan(seed));
     println!("  replay: unibus-chaos sim --seed {seed:#x}{}", sim.arguments());
     ExitCode::from(1)
 }
 
 impl Sim {
+    fn plan(&self, seed: u64) -> Plan {
+        Plan { lossy_directories: self.lossy_directories, ..Plan::of_seed(seed) }
+    }
+
     /// The arguments that a run of one seed needs beside the seed.
     fn arguments(&self) -> String {
         let mut arguments = String::new();
         if self.scenario == Some(Scenario::LeaderRestore) {
             arguments += " --scenario leader-restore";
+        }
+        if self.lossy_directories {
+            arguments += " --lossy-directories";
         }
         if let Some(mutant) = self.mutant {
             arguments += &format!(" --mutant {}", mutant.name());

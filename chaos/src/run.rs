@@ -176,8 +176,11 @@ impl Run {
                 return Err(liveness("a producer has no answer 90 s after everything was healed".into()));
             }
         }
+        self.handle.note("all answered");
         self.converge().await?;
+        self.handle.note("converged");
         self.drain(&readers, &rooms).await?;
+        self.handle.note("drained");
         drop(sampler);
         self.power_cycle().await?;
         self.scan(&rooms).await

@@ -33,7 +33,7 @@ pub fn run(sim: &Sim) -> ExitCode {
                         return;
                     }
                     let seed = sim.first_seed.wrapping_add(number);
-                    let outcome = child(seed, sim);
+                    let outcome = child(seed, sim).and_then(|first| again(seed, sim, first));
                     let mut tally = tally.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                     count(&mut tally, seed, outcome);
                 }
@@ -77,6 +77,20 @@ fn count(tally: &mut Tally, seed: u64, outcome: Result<Output, String>) {
             tally.errors.push((seed, format!("the run ended with {}", output.status)));
         }
     }
+}
+
+/// Runs the seed once more when the sweep asks for it: the same output, trace hash included, or the run
+/// proves nothing.
+fn again(seed: u64, sim: &Sim, first: Output) -> Result<Output, String> {
+    if !sim.twice {
+        return Ok(first);
+    }
+    let second = child(seed, sim)?;
+    if first.stdout == second.stdout {
+        return Ok(first);
+    }
+    let line = |output: &Output| String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+    Err(format!("two runs differ: {} | {}", line(&first), line(&second)))
 }
 
 fn child(seed: u64, sim: &Sim) -> Result<Output, String> {

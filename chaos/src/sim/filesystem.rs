@@ -56,6 +56,8 @@ pub struct Filesystem {
     visible: Names,
     durable: Names,
     pending: Vec<NameChange>,
+    /// Whether a new directory whose parent was not synced may be lost, with all that is in it.
+    lossy_directories: bool,
 }
 
 fn put(buffer: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
@@ -177,6 +179,11 @@ impl Filesystem {
         Self { visible: names.clone(), durable: names, ..Self::default() }
     }
 
+    /// Whether a new directory whose parent was not synced may be lost, with all that is in it.
+    pub fn set_lossy_directories(&mut self, lossy: bool) {
+        self.lossy_directories = lossy;
+    }
+
     fn rename_names(&mut self, change: NameChange) {
         change.apply(&mut self.visible);
         self.pending.push(change);
@@ -218,6 +225,9 @@ impl Filesystem {
     pub fn create_dir_all(&mut self, path: &Path) {
         let missing: Vec<_> = path.ancestors().filter(|dir| !self.visible.dirs.contains(*dir)).collect();
         for dir in missing.into_iter().rev() {
+            if !self.lossy_directories {
+                self.durable.dirs.insert(dir.to_path_buf());
+            }
             self.rename_names(NameChange::MakeDir(dir.to_path_buf()));
         }
     }
@@ -425,6 +435,7 @@ mod tests {
         let mut lost = 0;
         for seed in 0..50 {
             let mut fs = Filesystem::new(Path::new("/d"));
+            fs.set_lossy_directories(true);
             fs.create_dir_all(Path::new("/d/sub"));
             fs.create(Path::new("/d/sub/f")).unwrap();
             fs.sync_dir(Path::new("/d/sub")).unwrap();
