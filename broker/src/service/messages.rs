@@ -48,16 +48,14 @@ impl<E: Env> Service<E> {
             messages: request.messages,
         };
         let queued = self.shards().publish(shard, group)?;
-        let service = self.clone();
         Ok(async move {
             let published = queued.await?;
-            let status = service.shards().group(shard)?.status();
             Ok(PublishResponse {
                 request: tag,
                 outcomes: published.outcomes,
                 time_ms: published.at_ms,
-                leader: status.leader.map_or(0, |leader| leader.0),
-                voters: status.voters.len() as u32,
+                leader: published.leader.map_or(0, |leader| leader.0),
+                voters: published.voters,
                 failure: None,
             })
         })

@@ -15,10 +15,11 @@ use futures::stream::FuturesUnordered;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use unibus_proto::code::ErrorCode;
-use unibus_proto::id::GroupId;
+use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::limits::{BATCH_MESSAGES_MAX, BATCHES_IN_FLIGHT, ENTRY_BYTES_TARGET, IN_FLIGHT_BYTES_MAX};
 use unibus_proto::log::{self, PublishBatch, PublishGroup, proposal::Command, reply::Reply};
 use unibus_proto::v1::PublishOutcome;
+use unibus_raft_store::Group;
 use unibus_raft_store::env::Env;
 
 use super::Shards;
@@ -36,6 +37,10 @@ pub struct Published {
     pub outcomes: Vec<PublishOutcome>,
     /// Log time of the entry.
     pub at_ms: u64,
+    /// Who leads the shard now.
+    pub leader: Option<NodeId>,
+    /// Nodes of the shard that vote.
+    pub voters: u32,
 }
 
 /// Bytes of publishes in flight on the node.
@@ -163,7 +168,12 @@ async fn propose<E: Env>(shards: Shards<E>, shard: GroupId, batch: Vec<Waiting>)
     let command = Command::PublishBatch(PublishBatch { groups });
     let proposal = log::Proposal { at_ms: 0, command: Some(command) }.encode_to_vec();
     let results = match shards.propose_encoded(shard, proposal.into()).await {
-        Ok(committed) => split(committed.reply, answers.len()),
+        Ok(committed) => {
+            // Once per entry: asking Raft for each publish would cost more than the rest of the answer.
+            let status = shards.group(shard).map(Group::status);
+            let (leader, voters) = status.map_or((None, 0), |status| (status.leader, status.voters.len() as u32));
+            split(committed.reply, leader, voters, answers.len())
+        }
         Err(failure) => vec![Err(failure); answers.len()],
     };
     for ((answer, _), result) in answers.into_iter().zip(results) {
@@ -172,11 +182,12 @@ async fn propose<E: Env>(shards: Shards<E>, shard: GroupId, batch: Vec<Waiting>)
 }
 
 /// The reply to a batch, group by group.
-fn split(reply: log::Reply, groups: usize) -> Vec<Result<Published, Failure>> {
+fn split(reply: log::Reply, leader: Option<NodeId>, voters: u32, groups: usize) -> Vec<Result<Published, Failure>> {
     let at_ms = reply.at_ms;
     match reply.reply {
         Some(Reply::Publish(publish)) if publish.groups.len() == groups => {
-            publish.groups.into_iter().map(|group| Ok(Published { outcomes: group.outcomes, at_ms })).collect()
+            let published = |outcomes| Published { outcomes, at_ms, leader, voters };
+            publish.groups.into_iter().map(|group| Ok(published(group.outcomes))).collect()
         }
         Some(Reply::Rejected(reject)) => vec![Err(reject.into()); groups],
         _ => vec![Err(Failure::new(ErrorCode::Internal, "publish: the reply does not match the batch")); groups],
@@ -258,8 +269,8 @@ mod tests {
         };
         let groups = vec![outcome(1), outcome(7)];
         let reply = log::Reply { at_ms: 9, reply: Some(Reply::Publish(log::PublishReply { groups })) };
-        let results = split(reply.clone(), 2);
+        let results = split(reply.clone(), Some(NodeId(1)), 3, 2);
         assert_eq!(results[1].as_ref().expect("published").outcomes[0].first_number, 7);
-        assert!(split(reply, 3).iter().all(Result::is_err));
+        assert!(split(reply, None, 3, 3).iter().all(Result::is_err));
     }
 }
