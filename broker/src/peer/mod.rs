@@ -6,3 +6,4 @@ pub mod exchange;
 pub mod frame;
 pub mod link;
 pub mod quic;
+pub mod stream;
