@@ -15,6 +15,8 @@ use crate::profile::{Chosen, Store};
 
 /// Retries shorter than this are nobody's concern.
 const QUIET: Duration = Duration::from_millis(500);
+/// Signals closer together than this are one.
+const SAME_SIGNAL: Duration = Duration::from_millis(300);
 /// The same reason is said again only after so long.
 const REPEAT: Duration = Duration::from_secs(5);
 
@@ -150,6 +152,8 @@ pub async fn interrupted() {
         std::future::pending::<()>().await;
     }
     tokio::spawn(async {
+        // `timeout` and some shells signal the process and its group: both are the same Ctrl-C.
+        tokio::time::sleep(SAME_SIGNAL).await;
         if tokio::signal::ctrl_c().await.is_ok() {
             std::process::exit(Exit::Interrupted.number().into());
         }

@@ -76,7 +76,7 @@ impl Flow {
         // As many as the publisher lets on their way: the bound of this program's memory is the SDK's.
         let (sender, receiver) = mpsc::channel(PRODUCER_WINDOW as usize);
         let bar = (args.lines && out.err_tty && !out.json).then(Bar::new);
-        let tally = Arc::<Mutex<Tally>>::default();
+        let tally = Arc::new(Mutex::new(Tally { named: args.producer.is_some(), ..Tally::default() }));
         Self {
             publisher,
             headers: args.header.clone(),
@@ -218,6 +218,9 @@ async fn collect(
 /// What was stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
+    /// The producer has a name: what is known already may be the work of an earlier run. Without a name it
+    /// is this run's own, whose first answer was lost.
+    named: bool,
     first: Option<u64>,
     last: u64,
     stored: u64,
@@ -234,7 +237,7 @@ impl Tally {
             self.first = Some(self.first.map_or(ack.sequence.0, |first| first.min(ack.sequence.0)));
             self.last = self.last.max(ack.sequence.0);
         }
-        if ack.duplicate {
+        if ack.duplicate && self.named {
             self.known += 1
         } else {
             self.stored += 1

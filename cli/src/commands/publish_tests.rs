@@ -8,7 +8,7 @@ fn ack(sequence: u64, duplicate: bool) -> Ack {
 }
 
 fn tally(acks: impl IntoIterator<Item = Ack>) -> Tally {
-    let mut tally = Tally::default();
+    let mut tally = Tally { named: true, ..Tally::default() };
     acks.into_iter().for_each(|ack| tally.add(&ack, 10));
     tally
 }
@@ -46,6 +46,13 @@ fn second_run_says_what_was_known() {
     assert_eq!(again.words(), "stored: sequence 1..9 (1 stored now, 2 known already), fsynced on a majority of 3");
     let old = tally([ack(0, true)]);
     assert!(old.words().contains("not kept any more") && old.words().contains("1 known already"), "{}", old.words());
+}
+
+#[test]
+fn lost_answer_of_this_run_is_no_earlier_run() {
+    let mut tally = Tally::default();
+    tally.add(&ack(1, true), 10);
+    assert_eq!(tally.words(), "stored: sequence 1, fsynced on a majority of 3");
 }
 
 #[test]

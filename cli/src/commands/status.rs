@@ -151,6 +151,10 @@ fn groups(status: &GetStatusResponse) -> BTreeMap<u32, Group> {
             hashes.entry((replica.group, replica.state_hash_index)).or_default().push(&replica.state_hash);
         }
     }
+    // Without a majority a leader is one in name only.
+    for group in groups.values_mut().filter(|group| 2 * group.applied.len() <= status.nodes.len()) {
+        group.leader = None;
+    }
     for ((id, _), hashes) in hashes {
         let Some(group) = groups.get_mut(&id) else { continue };
         if hashes.iter().any(|hash| *hash != hashes[0]) {
