@@ -18,7 +18,7 @@ use x509_parser::extensions::GeneralName;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A cluster's authorities outlive its hosts.
 const AUTHORITY_LIFETIME: Duration = DAY.saturating_mul(3650);
-/// Two years: long enough that a cluster planned once does not stop unseen, and `/metrics` tells the day.
+/// Two years: certificates are not renewed live yet, and `check-config` refuses an expired one by name.
 const LEAF_LIFETIME: Duration = DAY.saturating_mul(730);
 /// Hosts whose clocks are behind accept a fresh certificate.
 const BACKDATED: Duration = Duration::from_secs(3600);
