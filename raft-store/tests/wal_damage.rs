@@ -87,7 +87,7 @@ fn flip_every_bit(images: &Images, history: &History, generation: u64) -> (usize
 
 #[tokio::test]
 async fn every_flipped_bit_is_refused_or_harmless() {
-    let (images, history) = written(6 << 10, 50, true).await;
+    let (images, history) = written(4 << 10, 40, true).await;
     assert!(total(&images) <= 64 << 10 && images.len() >= 3, "{} files", images.len());
     assert!(judge(&images, recover(&images), &history, || "untouched".into()));
     let (images, history) = (&images, &history);
