@@ -52,6 +52,8 @@ pub struct Network<E: Env> {
     shared: Arc<Shared<E>>,
 }
 
+type Links<E> = BTreeMap<(NodeId, StreamKind), Arc<ControlLink<E>>>;
+
 struct Shared<E: Env> {
     env: E,
     identity: Identity,
@@ -59,7 +61,7 @@ struct Shared<E: Env> {
     /// An append stream without an answer for so long is dead.
     progress: Duration,
     /// Votes, and apart from them heartbeats: a lost answer must not delay the other.
-    links: Mutex<BTreeMap<(NodeId, StreamKind), Arc<ControlLink<E>>>>,
+    links: Mutex<Links<E>>,
 }
 
 /// What a stream of a group carries.

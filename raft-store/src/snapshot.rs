@@ -99,13 +99,13 @@ impl<E: Env> Snapshots<E> {
         let (dir, segments_dir) = (group_dir.join("snapshots"), group_dir.join("segments"));
         env.disk().create_dir_all(&dir).await.map_err(io_at("create", &dir))?;
         env.disk().create_dir_all(&segments_dir).await.map_err(io_at("create", &segments_dir))?;
-        stage::finish_or_discard(env, &dir, &segments_dir, place).await?;
+        Box::pin(stage::finish_or_discard(env, &dir, &segments_dir, place)).await?;
         let mut kept = vec![];
         let mut base = None;
         let mut damage = None;
         for name in snapshot_names(env, &dir).await?.into_iter().rev() {
             let path = dir.join(&name);
-            match load_one(env, &path, place, &segments_dir, tail_bytes_max, base.is_some()).await {
+            match Box::pin(load_one(env, &path, place, &segments_dir, tail_bytes_max, base.is_some())).await {
                 Ok((data, rows, segments)) => {
                     kept.insert(0, data.clone());
                     base = base.or(segments.map(|segments| (data.manifest.clone(), rows, segments)));
@@ -165,9 +165,9 @@ impl<E: Env> Snapshots<E> {
     pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(SnapshotData, FrozenRows), StoreError> {
         let staged = match data.rows.parent().filter(|parent| stage::is_staging(&self.dir, parent)) {
             Some(dir) => dir.to_path_buf(),
-            None => self.stage().await?.copy_from(data).await?,
+            None => Box::pin(self.stage().await?.copy_from(data)).await?,
         };
-        let path = stage::commit(&self.env, &staged, &self.dir, &self.segments_dir, self.place).await?;
+        let path = Box::pin(stage::commit(&self.env, &staged, &self.dir, &self.segments_dir, self.place)).await?;
         let (manifest, rows, sum) = format::read(&self.env, &path, self.place).await?;
         let installed = SnapshotData::new(manifest, path, sum, &self.segments_dir);
         self.kept().clear();
@@ -180,6 +180,8 @@ impl<E: Env> Snapshots<E> {
             let mut kept = self.kept();
             kept.retain(|other| other.rows != data.rows);
             kept.push(data);
+            // One that was being built while a newer one was installed does not become the newest.
+            kept.sort_by_key(SnapshotData::index);
             let surplus = kept.len().saturating_sub(KEPT);
             kept.drain(..surplus);
             kept.iter().map(|data| data.rows.clone()).collect()

@@ -251,11 +251,16 @@ async fn watch_wal<E: Env>(
 /// Builds snapshots when they are due. A failure is never fatal: the log is kept and it is tried again.
 async fn build_snapshots<E: Env>(group: Group<E>, mut stop: WatchReceiverOf<E, bool>) {
     let mut due = group.0.replica.snapshot_due();
+    let mut built = 0;
     loop {
         tokio::select! {
             biased;
             _ = stop.changed() => return,
-            asked = due.changed() => if asked.is_err() { return },
+            // Not `changed`: it may have been asked for while the group was opened.
+            asked = due.wait_until(|asked| *asked > built) => match asked {
+                Ok(asked) => built = asked,
+                Err(_) => return,
+            },
         }
         while let Err(error) = group.snapshot().await {
             tracing::warn!(group = %group.id(), %error, "snapshot is not built, it is tried again");

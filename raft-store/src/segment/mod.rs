@@ -87,7 +87,7 @@ impl<E: Env> Segments<E> {
         tail_bytes_max: u64,
         manifest: &[SegmentEntry],
     ) -> Result<Self, StoreError> {
-        let ledger = load::load(&env, &dir, place, manifest).await?;
+        let ledger = Box::pin(load::load(&env, &dir, place, manifest)).await?;
         Ok(Self {
             env,
             place,
@@ -102,7 +102,7 @@ impl<E: Env> Segments<E> {
     /// Takes over the files of an installed snapshot.
     pub async fn reload(&self, manifest: &[SegmentEntry]) -> Result<(), StoreError> {
         let mut unsynced = self.writer.lock().await;
-        let ledger = load::load(&self.env, &self.dir, self.place, manifest).await?;
+        let ledger = Box::pin(load::load(&self.env, &self.dir, self.place, manifest)).await?;
         *self.ledger() = ledger;
         self.files().clear();
         unsynced.clear();
