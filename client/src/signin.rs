@@ -28,12 +28,13 @@ pub(crate) struct Authorization {
     pub value: MetadataValue<Ascii>,
     /// Counts sign-ins, so that a refused token is dropped once, not also its successor.
     pub generation: u64,
+    /// From then on a fresh one is to be had.
+    pub renew_at: Duration,
 }
 
 #[derive(Clone)]
 struct Current {
     authorization: Authorization,
-    renew_at: Duration,
     ends_at: Duration,
 }
 
@@ -53,7 +54,7 @@ impl<P: Platform> Core<P> {
         let mut slot = self.tokens.current.lock().await;
         let now = self.platform.now();
         let held = slot.1.clone().filter(|current| now < current.ends_at);
-        if let Some(current) = held.as_ref().filter(|current| now < current.renew_at) {
+        if let Some(current) = held.as_ref().filter(|current| now < current.authorization.renew_at) {
             return Ok(current.authorization.clone());
         }
         let signed_in = timeout(&self.platform, self.config.attempt_timeout, self.sign_in(node)).await;
@@ -61,9 +62,8 @@ impl<P: Platform> Core<P> {
         match (signed_in.unwrap_or_else(silent), held) {
             (Ok((value, lifetime)), _) => {
                 slot.0 += 1;
-                let authorization = Authorization { value, generation: slot.0 };
-                let (renew_at, ends_at) = (now + lifetime * 3 / 4, now + lifetime);
-                slot.1 = Some(Current { authorization: authorization.clone(), renew_at, ends_at });
+                let authorization = Authorization { value, generation: slot.0, renew_at: now + lifetime * 3 / 4 };
+                slot.1 = Some(Current { authorization: authorization.clone(), ends_at: now + lifetime });
                 self.events.emit(ClientEvent::SignedIn { node: node.address.to_string() });
                 Ok(authorization)
             }

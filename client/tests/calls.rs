@@ -1,5 +1,7 @@
 //! Unary calls: sign-in and renewal, failover, pins, signed roster changes.
 
+#![allow(clippy::disallowed_methods, reason = "the tests own the runtime; its clock is virtual")]
+
 mod fake;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! A publisher over a cluster with faults: every message once, in order, answers in order.
 
+#![allow(clippy::disallowed_methods, reason = "the tests own the runtime; its clock is virtual")]
+
 mod fake;
 
 use std::time::Duration;
@@ -108,13 +110,16 @@ async fn keeps_the_order_when_a_request_in_the_middle_fails() {
 
 #[tokio::test(start_paused = true)]
 async fn random_faults_lose_double_and_reorder_nothing() {
-    for seed in 1..=60 {
+    for seed in 1..=40 {
         let cluster = Cluster::new();
         let publisher = publisher(&cluster).await;
         cluster.lock().chaos = Some(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed) | 1);
-        let bodies = numbered(1_500);
+        // Large enough that some fifty requests are made.
+        let bodies: Vec<_> = (0..1_500).map(|at| format!("{at:x<8000}")).collect();
         let sequences = publish_all(&publisher, &bodies).await;
-        assert_eq!(cluster.bodies(), bodies, "seed {seed}");
+        let sent: usize = cluster.lock().nodes.values().flat_map(|node| &node.requests).map(|(_, count)| count).sum();
+        assert!(sent > bodies.len(), "seed {seed}: no fault struck");
+        assert!(cluster.bodies() == bodies, "seed {seed}: something is lost, double or out of order");
         assert_eq!(sequences, (1..=1_500).collect::<Vec<_>>(), "seed {seed}");
     }
 }
@@ -243,4 +248,33 @@ async fn dropping_a_publisher_lets_what_was_enqueued_be_sent() {
         receipt.unwrap().await.unwrap();
     }
     assert_eq!(cluster.bodies(), ["a", "b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_to_a_fresh_token_before_the_old_one_ends() {
+    let cluster = Cluster::new();
+    let publisher = publisher(&cluster).await;
+    for minutes in 0..60 {
+        publisher.send(format!("minute {minutes}")).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    assert_eq!(cluster.lock().expired_requests, 0);
+    assert_eq!(cluster.bodies().len(), 60);
+    let sign_ins = cluster.lock().sign_ins;
+    assert!((5..=6).contains(&sign_ins), "{sign_ins} sign-ins, expected one each 12 minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn signs_in_again_when_the_node_does_not_take_the_token_any_more() {
+    let cluster = Cluster::new();
+    let publisher = publisher(&cluster).await;
+    publisher.send("a").await.unwrap();
+    let faults = [Fault::Fail(ErrorCode::Unauthenticated, false), Fault::End(ErrorCode::Unauthenticated)];
+    cluster.lock().node(1).publish_faults.extend(faults);
+    publisher.send("b").await.unwrap();
+    assert_eq!(cluster.lock().sign_ins, 3);
+    assert_eq!(cluster.bodies(), ["a", "b"]);
+    let faults = std::iter::repeat_n(Fault::Fail(ErrorCode::Unauthenticated, false), 9);
+    cluster.lock().node(1).publish_faults.extend(faults);
+    assert_eq!(publisher.send("c").await.unwrap_err().code, ErrorCode::Unauthenticated);
 }

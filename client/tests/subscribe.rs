@@ -1,5 +1,7 @@
 //! A subscription over a cluster with faults: gap-free, without duplicates, in every room.
 
+#![allow(clippy::disallowed_methods, reason = "the tests own the runtime; its clock is virtual")]
+
 mod fake;
 
 use std::collections::BTreeMap;

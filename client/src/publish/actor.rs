@@ -68,7 +68,7 @@ pub(super) struct Actor<P: Platform> {
     waiting_since: Duration,
     /// When something was last sent or answered.
     heard_at: Duration,
-    /// The leader is elsewhere: go there when nothing is on its way.
+    /// The leader is elsewhere, or the stream's token is about to end: leave when nothing is on its way.
     moving: bool,
     resends: u32,
     sign_ins: u32,
@@ -160,6 +160,8 @@ impl<P: Platform> Actor<P> {
         if self.window.is_empty() || self.core.platform.now() < self.paused_until {
             return;
         }
+        let now = self.core.platform.now();
+        self.moving |= self.lane.as_ref().is_some_and(|lane| now >= lane.renew_at);
         if self.moving && self.window.in_flight() == 0 {
             self.drop_lane();
         }
@@ -262,6 +264,9 @@ impl<P: Platform> Actor<P> {
             let error = self.last_error.clone().unwrap_or_else(lost);
             self.fail(error);
         } else if self.window.in_flight() > 0 && now >= self.heard_at + self.core.config.answer_timeout {
+            if let Some(lane) = &self.lane {
+                lane.abandon();
+            }
             self.lose_lane(Error::lost("publish: the node does not answer")).await;
         } else if self.window.in_flight() == 0 && now >= self.paused_until {
             self.window.rewind();
@@ -320,7 +325,7 @@ impl<P: Platform> Actor<P> {
             return;
         }
         let better = nodes.pick(&self.core.platform, &Target::Prefer(leader.into()));
-        self.moving = better.is_ok_and(|node| node.address != lane.node);
+        self.moving |= better.is_ok_and(|node| node.address != lane.node);
     }
 
     fn drop_lane(&mut self) {

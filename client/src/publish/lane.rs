@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream;
@@ -14,6 +15,7 @@ use unibus_proto::v1::{PublishRequest, PublishResponse};
 use crate::core::{Answer as Answering, Core, Rpc};
 use crate::nodes::Node;
 use crate::platform::{Platform, timeout};
+use crate::signin::Authorization;
 use crate::{Error, ErrorCode};
 
 /// What comes back for a request.
@@ -30,9 +32,13 @@ pub(super) struct Lane {
     pub node: Arc<str>,
     /// The sign-in under which it was opened.
     pub generation: u64,
+    /// Nodes check the token with each request: use a stream with a fresh one from then on.
+    pub renew_at: Duration,
     /// Bounded by the windows of the publishers.
     requests: mpsc::UnboundedSender<PublishRequest>,
     routes: Arc<Mutex<Routes>>,
+    /// When nobody has the stream any more, its reader closes it, even if the node says nothing.
+    _used: mpsc::Sender<()>,
 }
 
 #[derive(Default)]
@@ -40,6 +46,7 @@ struct Routes {
     last_tag: u64,
     waiting: BTreeMap<u64, mpsc::UnboundedSender<Answer>>,
     broken: Option<Error>,
+    abandoned: bool,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Option<Lane>>>;
@@ -73,9 +80,14 @@ impl Lane {
         Ok(tag)
     }
 
-    /// Whether it cannot be used any more.
-    fn is_broken(&self) -> bool {
-        lock(&self.routes).broken.is_some()
+    /// Who comes next opens another stream; those who wait for answers here may go on waiting.
+    pub fn abandon(&self) {
+        lock(&self.routes).abandoned = true;
+    }
+
+    fn is_usable(&self) -> bool {
+        let routes = lock(&self.routes);
+        routes.broken.is_none() && !routes.abandoned
     }
 }
 
@@ -89,19 +101,20 @@ impl<P: Platform> Core<P> {
         Box::pin(async move {
             let slot = self.lanes.slot(&node.address);
             let mut slot = slot.lock().await;
-            if let Some(lane) = slot.as_ref().filter(|lane| !lane.is_broken()) {
+            let authorization = self.authorization(node).await.map_err(|error| (0, error))?;
+            let usable = |lane: &&Lane| lane.is_usable() && lane.generation == authorization.generation;
+            if let Some(lane) = slot.as_ref().filter(usable) {
                 return Ok(lane.clone());
             }
             *slot = None;
-            let lane = self.open_lane(node).await?;
+            let lane = self.open_lane(node, authorization).await?;
             *slot = Some(lane.clone());
             Ok(lane)
         })
     }
 
-    async fn open_lane(&self, node: &Node) -> Result<Lane, (u64, Error)> {
-        let authorization = self.authorization(node).await.map_err(|error| (0, error))?;
-        let generation = authorization.generation;
+    async fn open_lane(&self, node: &Node, authorization: Authorization) -> Result<Lane, (u64, Error)> {
+        let (generation, renew_at) = (authorization.generation, authorization.renew_at);
         let (requests, mut outgoing) = mpsc::unbounded_channel();
         let outgoing = stream::poll_fn(move |context| outgoing.poll_recv(context));
         let rpc = Rpc { channel: node.channel.clone(), authorization };
@@ -115,15 +128,21 @@ impl<P: Platform> Core<P> {
             None => return Err((generation, Error::unreachable(&node.address, &"no answer to the publish stream"))),
         };
         let routes = Arc::<Mutex<Routes>>::default();
-        self.platform.spawn(Box::pin(read(answers, routes.clone())));
-        Ok(Lane { node: node.address.clone(), generation, requests, routes })
+        let (used, unused) = mpsc::channel(1);
+        self.platform.spawn(Box::pin(read(answers, routes.clone(), unused)));
+        Ok(Lane { node: node.address.clone(), generation, renew_at, requests, routes, _used: used })
     }
 }
 
 /// Hands each answer to whom it belongs, and the end to all who wait.
-async fn read(mut answers: Streaming<PublishResponse>, routes: Arc<Mutex<Routes>>) {
+async fn read(mut answers: Streaming<PublishResponse>, routes: Arc<Mutex<Routes>>, mut unused: mpsc::Receiver<()>) {
     let error = loop {
-        match answers.message().await {
+        let answer = tokio::select! {
+            biased;
+            answer = answers.message() => answer,
+            _ = unused.recv() => return,
+        };
+        match answer {
             Ok(Some(response)) => {
                 let tag = response.request;
                 if let Some(reply) = lock(&routes).waiting.remove(&tag) {

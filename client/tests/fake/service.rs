@@ -44,7 +44,8 @@ pub fn status(code: ErrorCode, leader: u64) -> Status {
 }
 
 impl Server {
-    fn admit(&self, metadata: &MetadataMap) -> Result<(), Status> {
+    /// Checks the token; returns when it ends.
+    fn admit(&self, metadata: &MetadataMap) -> Result<u64, Status> {
         let refused = |_| status(ErrorCode::Unauthenticated, 0);
         let text = metadata.get("authorization").and_then(|value| value.to_str().ok()).unwrap_or_default();
         let token = base64::engine::general_purpose::STANDARD.decode(text.trim_start_matches("Unibus "));
@@ -61,7 +62,7 @@ impl Server {
             node.refuse_tokens -= 1;
             return Err(refused(()));
         }
-        node.call_faults.pop_front().map_or(Ok(()), |(code, leader)| Err(status(code, leader)))
+        node.call_faults.pop_front().map_or(Ok(claims.expires_ms), |(code, leader)| Err(status(code, leader)))
     }
 
     fn boot(&self) -> u64 {
@@ -288,7 +289,7 @@ impl v1::message_service_server::MessageService for Server {
         &self,
         request: Request<Streaming<v1::PublishRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
-        self.admit(request.metadata())?;
+        let expires_ms = self.admit(request.metadata())?;
         let (server, boot) = (self.clone(), self.boot());
         let answers = stream::unfold(Some((server, request.into_inner())), move |live| async move {
             let (server, mut requests) = live?;
@@ -307,6 +308,10 @@ impl v1::message_service_server::MessageService for Server {
             let tag = request.request;
             let apply = || server.cluster.lock().apply(&request);
             let answer = match fault {
+                None if server.cluster.now_ms() >= expires_ms => {
+                    server.cluster.lock().expired_requests += 1;
+                    failure(tag, ErrorCode::Unauthenticated)
+                }
                 None => apply(),
                 Some(Fault::BreakBefore) => return Some((broken(), None)),
                 Some(Fault::BreakAfter) => {

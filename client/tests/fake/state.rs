@@ -99,6 +99,8 @@ pub struct State {
     pub nonce_count: u64,
     pub device_list: Option<(Signed, Vec<Signed>)>,
     pub sign_ins: u32,
+    /// Publish requests on a stream whose token had ended.
+    pub expired_requests: u32,
     pub token_lifetime_ms: u64,
     /// A seed: faults strike at random.
     pub chaos: Option<u64>,
