@@ -111,7 +111,7 @@ where
         let (answer, address) = (self.inner.call(request), self.address.clone());
         Box::pin(async move {
             match answer.await {
-                Ok(response) => Ok(response.map(|body| tonic::body::Body::new(body))),
+                Ok(response) => Ok(response.map(tonic::body::Body::new)),
                 Err(error) => Err(mark(error.into(), &address)),
             }
         })
