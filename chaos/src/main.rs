@@ -47,6 +47,9 @@ struct Sim {
     /// Runs each seed twice and compares the traces.
     #[arg(long, conflicts_with_all = ["seed", "trace"])]
     twice: bool,
+    /// How long load and faults last, in virtual milliseconds.
+    #[arg(long, default_value_t = unibus_chaos::plan::LOAD_MS)]
+    load_ms: u64,
     /// Disks may also lose new directories whose parents were not synced.
     #[arg(long)]
     lossy_directories: bool,
@@ -184,7 +187,7 @@ fn judge(seed: u64, sim: &Sim, report: &Report) -> ExitCode {
 
 impl Sim {
     fn plan(&self, seed: u64) -> Plan {
-        Plan { lossy_directories: self.lossy_directories, ..Plan::of_seed(seed) }
+        Plan { lossy_directories: self.lossy_directories, ..Plan::with_load(seed, self.load_ms) }
     }
 
     /// The arguments that a run of one seed needs beside the seed.
@@ -192,6 +195,9 @@ impl Sim {
         let mut arguments = String::new();
         if self.scenario == Some(Scenario::LeaderRestore) {
             arguments += " --scenario leader-restore";
+        }
+        if self.load_ms != unibus_chaos::plan::LOAD_MS {
+            arguments += &format!(" --load-ms {}", self.load_ms);
         }
         if self.lossy_directories {
             arguments += " --lossy-directories";

@@ -117,12 +117,18 @@ pub struct Plan {
     pub faults: Vec<Timed>,
 }
 
-const LOAD_MS: u64 = 12_000;
+/// How long load and faults last unless said otherwise.
+pub const LOAD_MS: u64 = 12_000;
 const KINDS: u64 = 8;
 
 impl Plan {
     /// The plan of a seed.
     pub fn of_seed(seed: u64) -> Self {
+        Self::with_load(seed, LOAD_MS)
+    }
+
+    /// The plan of a seed whose load and faults last so long.
+    pub fn with_load(seed: u64, load_ms: u64) -> Self {
         let mut random = Random::stream(seed, "plan", 0);
         let nodes = 3;
         let shards = random.between(2, 3) as u32;
@@ -133,7 +139,7 @@ impl Plan {
             rooms: random.between(2, 5),
             producers: random.between(2, 4),
             pause_ms_max: [20, 60, 200][random.below(3) as usize],
-            load_ms: LOAD_MS,
+            load_ms,
             link: link(&mut Random::stream(seed, "plan.net", 0)),
             snapshot_log_bytes: [16 << 10, 64 << 10, 1 << 30][random.below(3) as usize],
             segment_bytes: [16 << 10, 64 << 10, 1 << 20][random.below(3) as usize],

@@ -225,17 +225,19 @@ impl Run {
 
     /// Publishes one message as a client of its own, and waits for the answer.
     pub async fn publish(&self, room: RoomId, body: &'static str) -> Outcome {
-        let client = self.load.connect(&self.platform(400), &self.identity, None).await;
+        // A number of its own: two clients with one random stream would mint the same producer.
+        let number = 400 + self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).len() as u64;
+        let client = self.load.connect(&self.platform(number), &self.identity, None).await;
         workload::publish_one(&self.load, &client, room, body).await
     }
 
     fn start_readers(&self, plan: &Plan) -> Vec<usize> {
         let mut random = Random::stream(plan.seed, "readers", 0);
-        let reader = |name: String, pin| ReaderPlan { name, pin, from_start: true, resume_after: None };
+        let reader = |name: String, pin| ReaderPlan { name, pin, from_start: true, resumes: None };
         let mut plans: Vec<_> =
             self.cluster.ids().into_iter().map(|id| reader(format!("r@n{id}"), Some(format!("n{id}")))).collect();
         plans.push(reader("r-any".into(), None));
-        plans.push(ReaderPlan { resume_after: Some(random.between(1, 60)), ..reader("r-resume".into(), None) });
+        plans.push(ReaderPlan { resumes: Some((random.between(1, 60), 12)), ..reader("r-resume".into(), None) });
         plans.push(ReaderPlan { from_start: false, ..reader("r-latest".into(), None) });
         let mut complete = Vec::new();
         for (number, plan) in (100..).zip(plans) {
@@ -356,6 +358,9 @@ impl Run {
             }
             if waited > DRAIN {
                 return Err(liveness(format!("readers lag {waited:?} after healing: {}", behind.join(", "))));
+            }
+            if waited == DRAIN / 8 {
+                self.handle.note(&format!("still waiting: {}", behind.join(", ")));
             }
             SimRuntime::sleep(SAMPLE).await;
             waited += SAMPLE;

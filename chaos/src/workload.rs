@@ -230,8 +230,8 @@ pub struct ReaderPlan {
     pub pin: Option<String>,
     /// From the start of each timeline, or only what is new.
     pub from_start: bool,
-    /// It drops its subscription after so many items and resumes with a new one.
-    pub resume_after: Option<u64>,
+    /// It drops its subscription after so many items and resumes with a new one, so many times.
+    pub resumes: Option<(u64, u64)>,
 }
 
 /// Reads for ever.
@@ -239,6 +239,7 @@ pub async fn read(load: Load, platform: SimPlatform, identity: Identity, plan: R
     let filter: SubjectFilter = "sim.>".parse().expect("a valid filter");
     let client = load.connect(&platform, &identity, plan.pin.clone()).await;
     let mut positions = BTreeMap::new();
+    let mut resumes = plan.resumes;
     let start = if plan.from_start { Start::Earliest } else { Start::Latest };
     loop {
         let options = SubscribeOptions { resume: positions.clone(), pin: plan.pin.clone(), ..Default::default() };
@@ -250,7 +251,8 @@ pub async fn read(load: Load, platform: SimPlatform, identity: Identity, plan: R
                 continue;
             }
         };
-        let mut left = plan.resume_after.unwrap_or(u64::MAX);
+        let mut left = resumes.map_or(u64::MAX, |(after, _)| after);
+        resumes = resumes.and_then(|(after, times)| (times > 1).then(|| (after, times - 1)));
         while left > 0 {
             match subscription.next().await {
                 Some(Ok(item)) => load.recorder.read(reader, &item),
