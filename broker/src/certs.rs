@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_peer_certificate_names_its_node() {
-        let now = SystemTime::now();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let authority = Authority::mint(CLUSTER, "peer", now).expect("minted");
         let issued = authority.issue_peer(CLUSTER, NodeId(7), Validity::leaf(now)).expect("issued");
         let cert = CertificateDer::from_pem_slice(issued.cert_pem.as_bytes()).expect("PEM");

@@ -216,7 +216,7 @@ fn taken_ports_and_unknown_names_are_found_before_the_start() {
     file.listen.peer = "127.0.0.1:0".into();
     file.listen.admin = "127.0.0.1:0".into();
     file.cluster.node[1].peer = "no-such-host.invalid:7401".into();
-    let resolved = resolve::resolve(&path, &file).ok().expect("resolved");
+    let Ok(resolved) = resolve::resolve(&path, &file) else { panic!("not resolved") };
     let problems = resolve::check_surroundings(&resolved).join("\n");
     assert!(problems.contains("no-such-host.invalid") && problems.contains("listen.client"), "{problems}");
 }

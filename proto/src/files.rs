@@ -154,7 +154,7 @@ impl Identity {
             created_ms: self.created_ms,
             user_key: hex::encode(self.user_key.as_bytes()),
             device_key: hex::encode(self.device_key.as_bytes()),
-            curve25519_key: hex::encode(&*self.curve25519_secret),
+            curve25519_key: hex::encode(self.curve25519_secret.as_slice()),
         };
         write_new(path, &Zeroizing::new(to_json(&file)))
     }

@@ -114,8 +114,7 @@ impl<E: Env> Shards<E> {
                 _ => None,
             });
         }
-        let link = self.peers().link(leader).ok_or(None)?;
-        match link.request::<E>(Request::ReadIndex(ReadIndex { group: group.0 }), left).await {
+        match self.ask_leader(group, leader, Request::ReadIndex(ReadIndex { group: group.0 }), left).await {
             Ok(Response::ReadIndexed(ReadIndexed { index })) => Ok(index),
             Ok(Response::Error(NodeError { leader, .. })) if leader != 0 => Err(Some(NodeId(leader))),
             _ => Err(None),

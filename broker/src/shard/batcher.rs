@@ -236,11 +236,11 @@ mod tests {
         let mut returned = returned.into_iter();
         let story = async {
             for _ in 0..2 {
-                batcher.0.send(waiting(1, 1).0).ok().expect("the driver runs");
+                assert!(batcher.0.send(waiting(1, 1).0).is_ok(), "the driver runs");
                 tokio::task::yield_now().await;
             }
             for _ in 0..5 {
-                batcher.0.send(waiting(1, 1).0).ok().expect("the driver runs");
+                assert!(batcher.0.send(waiting(1, 1).0).is_ok(), "the driver runs");
                 tokio::task::yield_now().await;
             }
             assert_eq!(*sizes.lock().expect("no panic"), [1, 1]);

@@ -117,9 +117,8 @@ impl<E: Env> Shards<E> {
     }
 
     async fn forward(&self, leader: NodeId, group: GroupId, proposal: &Bytes, left: Duration) -> Attempt {
-        let Some(link) = self.peers().link(leader) else { return Attempt::Again(None) };
         let request = Request::Propose(Propose { group: group.0, proposal: proposal.clone() });
-        match link.request::<E>(request, left).await {
+        match self.ask_leader(group, leader, request, left).await {
             Ok(Response::Proposed(Proposed { index, reply: Some(reply) })) => Attempt::Done(Committed { index, reply }),
             Ok(Response::Error(error)) => self.refused(leader, group, error),
             Ok(_) => Attempt::Failed(self.unknown(group, &format!("node {leader} gave an answer to another question"))),
@@ -128,6 +127,44 @@ impl<E: Env> Shards<E> {
                 Attempt::Again(None)
             }
             Err(LinkError::Lost(why)) => Attempt::Failed(self.unknown(group, &why)),
+        }
+    }
+
+    /// Asks the leader of a group, as long as this node takes it for the leader.
+    pub(super) async fn ask_leader(
+        &self,
+        group: GroupId,
+        leader: NodeId,
+        request: Request,
+        patience: Duration,
+    ) -> Result<Response, LinkError> {
+        let no_link = || LinkError::NotSent(format!("node {leader} is not a peer"));
+        let link = self.peers().link(leader).ok_or_else(no_link)?;
+        tokio::select! {
+            biased;
+            answered = link.request::<E>(request, patience) => answered,
+            () = self.leadership_moves(group, leader) => {
+                Err(LinkError::Lost(format!("node {leader} lost the leadership before it answered")))
+            }
+        }
+    }
+
+    /// Resolves when this node no longer takes `leader` for the group's leader: a leader that died does
+    /// not answer, and the election that replaces it is over long before the patience is.
+    async fn leadership_moves(&self, group: GroupId, leader: NodeId) {
+        let Ok(replica) = self.group(group) else { return };
+        let mut watch = replica.watch();
+        // A hint may be ahead of what this node knows: only the end of what it knew counts.
+        let mut known = watch.leader() == Some(leader);
+        loop {
+            if !watch.changed().await {
+                return std::future::pending().await;
+            }
+            match watch.leader() == Some(leader) {
+                true => known = true,
+                false if known => return,
+                false => {}
+            }
         }
     }
 
