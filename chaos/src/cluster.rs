@@ -61,6 +61,7 @@ struct Inner {
     seed: u64,
     planned: Planned,
     store: StoreConfig,
+    sync_nanos: (u64, u64),
     state: Mutex<State>,
 }
 
@@ -87,6 +88,7 @@ impl Cluster {
         let slot = |(id, key): (NodeId, SigningKey)| {
             let disk = SimDisk::new(plan.seed, id.0, Path::new(DATA_DIR));
             disk.set_lossy_directories(plan.lossy_directories);
+            disk.set_timing(DiskTiming { sync_nanos: plan.sync_nanos, ..DiskTiming::default() });
             (id, Slot { disk, clock: SimClock::default(), key, life: 0, running: None })
         };
         let state = State { slots: keys.into_iter().map(slot).collect(), exits: Vec::new() };
@@ -99,6 +101,7 @@ impl Cluster {
             seed: plan.seed,
             planned,
             store: store_config(plan),
+            sync_nanos: plan.sync_nanos,
             state: Mutex::new(state),
         };
         Self { inner: Arc::new(inner) }
@@ -162,8 +165,8 @@ impl Cluster {
 
     /// Makes a node's syncs slow, or normal again.
     pub fn set_slow(&self, id: NodeId, slow: bool) {
-        let normal = DiskTiming::default();
-        let timing = if slow { DiskTiming { sync_nanos: (20_000_000, 100_000_000), ..normal } } else { normal };
+        let sync_nanos = if slow { (50_000_000, 200_000_000) } else { self.inner.sync_nanos };
+        let timing = DiskTiming { sync_nanos, ..DiskTiming::default() };
         if let Some(disk) = self.disk(id) {
             disk.set_timing(timing);
         }

@@ -61,7 +61,7 @@ pub enum Fault {
         /// The other.
         b: NodeId,
     },
-    /// A node's syncs take 20 to 100 times as long.
+    /// A node's syncs take 50 to 200 ms.
     SlowDisk {
         /// Whose.
         target: Target,
@@ -105,6 +105,8 @@ pub struct Plan {
     pub load_ms: u64,
     /// How links behave all the time.
     pub link: LinkTiming,
+    /// How long a sync of a healthy disk takes, nanoseconds.
+    pub sync_nanos: (u64, u64),
     /// A group's log bytes between snapshots.
     pub snapshot_log_bytes: u64,
     /// Bytes of a segment.
@@ -120,6 +122,7 @@ pub struct Plan {
 /// How long load and faults last unless said otherwise.
 pub const LOAD_MS: u64 = 12_000;
 const KINDS: u64 = 8;
+const POWER_CUT_ALL: u64 = 2;
 
 impl Plan {
     /// The plan of a seed.
@@ -141,6 +144,7 @@ impl Plan {
             pause_ms_max: [20, 60, 200][random.below(3) as usize],
             load_ms,
             link: link(&mut Random::stream(seed, "plan.net", 0)),
+            sync_nanos: sync(&mut Random::stream(seed, "plan.disk", 0)),
             snapshot_log_bytes: [16 << 10, 64 << 10, 1 << 30][random.below(3) as usize],
             segment_bytes: [16 << 10, 64 << 10, 1 << 20][random.below(3) as usize],
             wal_file_bytes: [256 << 10, 1 << 20][random.below(2) as usize],
@@ -162,6 +166,11 @@ fn link(random: &mut Random) -> LinkTiming {
     }
 }
 
+/// Fast disks find races, slow ones leave much to lose when the power goes.
+fn sync(random: &mut Random) -> (u64, u64) {
+    [(100_000, 2_000_000), (1_000_000, 10_000_000), (10_000_000, 60_000_000)][random.below(3) as usize]
+}
+
 /// Each seed turns on a random half of the kinds, so that faults also meet alone; a fifth has none.
 fn faults(random: &mut Random, plan: &Plan) -> Vec<Timed> {
     let kinds: Vec<u64> = (0..KINDS).filter(|_| random.chance(500_000)).collect();
@@ -175,6 +184,11 @@ fn faults(random: &mut Random, plan: &Plan) -> Vec<Timed> {
             Some(Timed { at_ms: random.below(plan.load_ms), fault: fault(random, kind, plan) })
         })
         .collect();
+    if random.chance(500_000) {
+        // The moment that a broker must survive before all others, under load.
+        let fault = fault(random, POWER_CUT_ALL, plan);
+        faults.push(Timed { at_ms: random.below(plan.load_ms), fault });
+    }
     faults.sort_by_key(|timed| timed.at_ms);
     faults
 }
@@ -193,7 +207,7 @@ fn fault(random: &mut Random, kind: u64, plan: &Plan) -> Fault {
     match kind {
         0 => Fault::Kill { target, down_ms },
         1 => Fault::PowerCut { target, down_ms },
-        2 => Fault::PowerCutAll { down_ms: (0..plan.nodes).map(|_| random.between(0, 2_000)).collect() },
+        POWER_CUT_ALL => Fault::PowerCutAll { down_ms: (0..plan.nodes).map(|_| random.between(0, 2_000)).collect() },
         3 => Fault::Isolate { target, clients: random.chance(500_000), for_ms },
         4 => Fault::OneWay { from: a, to: b, for_ms },
         5 => Fault::Break { a, b },
