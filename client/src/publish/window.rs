@@ -33,6 +33,8 @@ struct Slot {
 struct Sent {
     first: u64,
     count: u64,
+    /// The first message without an answer when it was sent: all before it were decided earlier in the log.
+    open: u64,
     /// Its messages are sent again: only a final answer for them still counts.
     stale: bool,
 }
@@ -138,7 +140,8 @@ impl Window {
 
     /// The batch is on its way under this tag.
     pub fn note_sent(&mut self, tag: u64, batch_first: u64, count: usize) {
-        self.sent.insert(tag, Sent { first: batch_first, count: count as u64, stale: false });
+        let open = self.first_open();
+        self.sent.insert(tag, Sent { first: batch_first, count: count as u64, open, stale: false });
     }
 
     /// Everything without an answer is sent again, in order. Answers that still come count if they are final.
@@ -191,7 +194,7 @@ impl Window {
                     numbers.for_each(|number| self.settle(number, Ok(ack(number, stored.first_sequence, true))));
                 }
                 Some(Became::Reject(reject)) if !sent.stale && verdict == Verdict::Go => {
-                    verdict = self.reject(numbers, reject);
+                    verdict = self.reject(&sent, numbers, reject);
                 }
                 Some(Became::Reject(reject)) if uses_number(reject.error_code()) => {
                     numbers.for_each(|number| self.settle(number, Err(Error::from_reject(reject))));
@@ -211,18 +214,25 @@ impl Window {
         (sent.first..sent.first + sent.count).any(|number| self.slot(number).is_some_and(|slot| slot.result.is_none()))
     }
 
-    fn reject(&mut self, numbers: std::ops::Range<u64>, reject: &Reject) -> Verdict {
+    fn reject(&mut self, sent: &Sent, numbers: std::ops::Range<u64>, reject: &Reject) -> Verdict {
         let error = Error::from_reject(reject);
         match error.code {
-            ErrorCode::OutOfOrder if reject.expected < self.first_open() => {
+            // What was answered before this was sent stands earlier in the log: it cannot be missing there.
+            ErrorCode::OutOfOrder if reject.expected < sent.open => {
                 let message = format!(
                     "publish: the room expects number {} of the producer although {} was answered; open a new producer",
                     reject.expected,
-                    self.first_open() - 1
+                    sent.open - 1
                 );
                 Verdict::Fatal(Error { message, ..error })
             }
+            // A later request overtook an earlier one on its way into the log.
             ErrorCode::OutOfOrder => {
+                self.rewind();
+                Verdict::Resend(error)
+            }
+            // The same at the start: the request that opens the producer was overtaken.
+            ErrorCode::UnknownProducer if sent.open == 1 && sent.first > 1 => {
                 self.rewind();
                 Verdict::Resend(error)
             }
@@ -298,3 +308,7 @@ impl Window {
 fn uses_number(code: ErrorCode) -> bool {
     code.retry() == Retry::Never
 }
+
+#[cfg(test)]
+#[path = "window_tests.rs"]
+mod tests;
