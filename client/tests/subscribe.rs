@@ -131,6 +131,19 @@ async fn latest_stays_latest_over_a_break() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn latest_is_where_it_was_when_subscribing_even_if_nothing_was_read_yet() {
+    let cluster = Cluster::new();
+    cluster.lock().store(ROOM, bodies(0..5));
+    let client = cluster.client().await;
+    let mut subscription = client.subscribe(&filter("ops.log"), Start::Latest, Default::default()).await.unwrap();
+    let serving = subscription.node().unwrap().as_bytes()[1] - b'0';
+    cluster.lock().store(ROOM, bodies(5..6));
+    cluster.lock().kill(serving.into());
+    let read = tokio::time::timeout(Duration::from_secs(60), read(&mut subscription, 1)).await;
+    assert_eq!(read.expect("stored after the subscription"), [6]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn until_end_reads_everything_over_breaks_and_lag() {
     let cluster = Cluster::new();
     let other = RoomId([5; 16]);

@@ -137,7 +137,12 @@ impl<P: Platform> Client<P> {
             sign_ins: 0,
             gaps: 0,
         };
-        subscription.connect(Some(self.core.config.patience)).await?;
+        let patience = Some(self.core.config.patience);
+        subscription.connect(patience).await?;
+        // Where "latest" was, only the node's first word says: unheard, a break would move it.
+        while start == Start::Latest && subscription.options.resume.is_empty() && !subscription.track.is_caught_up() {
+            subscription.advance(patience).await?;
+        }
         Ok(subscription)
     }
 
@@ -161,7 +166,10 @@ impl<P: Platform> Subscription<P> {
             if self.over {
                 return None;
             }
-            if let Err(error) = self.advance().await {
+            let patience = self.options.patience;
+            // A node that never catches up must not make a subscription with an end go on for ever.
+            let patience = patience.or_else(|| self.options.until_end.then_some(self.core.config.patience));
+            if let Err(error) = self.advance(patience).await {
                 self.over = true;
                 return Some(Err(error));
             }
@@ -179,10 +187,7 @@ impl<P: Platform> Subscription<P> {
         self.connection.as_ref().map(|connection| &*connection.node.address)
     }
 
-    async fn advance(&mut self) -> Result<(), Error> {
-        let patience = self.options.patience;
-        // A node that never catches up must not make a subscription with an end go on for ever.
-        let patience = patience.or_else(|| self.options.until_end.then_some(self.core.config.patience));
+    async fn advance(&mut self, patience: Option<Duration>) -> Result<(), Error> {
         self.connect(patience).await?;
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let heard = timeout(&self.core.platform, self.core.config.silence_timeout, connection.stream.message()).await;

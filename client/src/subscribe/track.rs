@@ -74,6 +74,11 @@ impl Track {
         Ok(())
     }
 
+    /// Whether history is done.
+    pub fn is_caught_up(&self) -> bool {
+        self.caught_up
+    }
+
     /// Whether each room was read up to its end, that included.
     pub fn reached(&self, ends: &BTreeMap<RoomId, u64>) -> bool {
         ends.iter().all(|(room, &end)| self.next.get(room).is_some_and(|&next| next > end))
