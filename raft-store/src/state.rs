@@ -11,6 +11,7 @@ use crate::env::Env;
 use crate::replica::Replica;
 use crate::snapshot::SnapshotData;
 use crate::types::{LeaderId, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::wal::GroupLog;
 
 /// A snapshot with what it covers, as openraft carries it.
 pub(crate) type Snapshot = openraft::Snapshot<LeaderId, unibus_proto::id::NodeId, Member, SnapshotData>;
@@ -18,12 +19,13 @@ pub(crate) type Snapshot = openraft::Snapshot<LeaderId, unibus_proto::id::NodeId
 /// Drives a [`Replica`]. Clones share it.
 pub struct StateMachine<E: Env> {
     replica: Arc<Replica<E>>,
+    log: GroupLog<E>,
 }
 
 impl<E: Env> StateMachine<E> {
-    /// Drives `replica`.
-    pub fn new(replica: Arc<Replica<E>>) -> Self {
-        Self { replica }
+    /// Drives `replica`, whose entries are in `log`.
+    pub fn new(replica: Arc<Replica<E>>, log: GroupLog<E>) -> Self {
+        Self { replica, log }
     }
 }
 
@@ -64,6 +66,9 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+        // A truncation of what contradicts the snapshot may still be on its way to the disk: a base beside
+        // entries that it contradicts does not start.
+        self.log.barrier().await?;
         Ok(self.replica.install(&snapshot).await?)
     }
 

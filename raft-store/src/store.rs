@@ -153,7 +153,7 @@ impl<E: Env> Opening<E> {
         let replica = Arc::new(Replica::new(place, base, sizes));
         let progress = config.raft.election_max;
         let network = Network::new(self.env.clone(), self.identity, id, progress);
-        let (store, machine) = (LogStore::new(log.clone()), StateMachine::new(replica.clone()));
+        let (store, machine) = (LogStore::new(log.clone()), StateMachine::new(replica.clone(), log.clone()));
         let raft: Raft<E, StateMachine<E>> = Raft::new(node, self.raft_config.clone(), network, store, machine)
             .await
             .map_err(|fatal| StoreError::Raft { group: id, why: fatal.to_string() })?;

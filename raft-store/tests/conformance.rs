@@ -38,8 +38,9 @@ impl StoreBuilder<Config, LogStore<TestEnv>, StateMachine<TestEnv>, TempDir> for
         let base =
             Box::pin(Snapshots::open(&env, &dir.path().join("group"), PLACE, 0, None)).await.expect("blank group");
         let sizes = ReplicaConfig { snapshot_log_bytes: u64::MAX, segment_bytes: 1 << 20 };
-        let machine = StateMachine::new(Arc::new(Replica::new(PLACE, base, sizes)));
-        Ok((dir, LogStore::new(wal.group(PLACE.group)), machine))
+        let log = wal.group(PLACE.group);
+        let machine = StateMachine::new(Arc::new(Replica::new(PLACE, base, sizes)), log.clone());
+        Ok((dir, LogStore::new(log), machine))
     }
 }
 

@@ -1,0 +1,62 @@
+//! What may and what must happen while the write-ahead log's disk answers no sync.
+#![allow(clippy::disallowed_methods, reason = "a test on tokio")]
+
+mod held;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use held::HeldEnv;
+use openraft::storage::RaftStateMachine;
+use openraft::{EntryPayload, RaftSnapshotBuilder};
+use unibus_proto::id::{ClusterId, GroupId, NodeId};
+use unibus_raft_store::replica::{Replica, ReplicaConfig};
+use unibus_raft_store::segment::Place;
+use unibus_raft_store::snapshot::Snapshots;
+use unibus_raft_store::state::StateMachine;
+use unibus_raft_store::types::{Entry, log_id};
+use unibus_raft_store::wal::{Form, GroupLog, LogEntry, Wal, WalConfig};
+
+const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(1) };
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn machine(env: &HeldEnv, dir: &Path, log: GroupLog<HeldEnv>) -> StateMachine<HeldEnv> {
+    let base = Box::pin(Snapshots::open(env, dir, PLACE, 0, None)).await.expect("a blank group");
+    let sizes = ReplicaConfig { snapshot_log_bytes: u64::MAX, segment_bytes: 1 << 20 };
+    StateMachine::new(Arc::new(Replica::new(PLACE, base, sizes)), log)
+}
+
+fn small() -> WalConfig {
+    WalConfig { file_bytes: 64 << 10, spare_files: 0, ..WalConfig::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_takes_effect_after_the_truncation_that_makes_room_for_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (env, hold) = HeldEnv::new();
+    let wal_dir = dir.path().join("wal");
+    Wal::create(&env, &wal_dir, PLACE.cluster, &small()).await.expect("created");
+    let wal = Wal::open(&env, &wal_dir, PLACE.cluster, small()).await.expect("opened");
+    let log = wal.group(PLACE.group);
+    let entries = (0..3).map(|index| LogEntry::new(log_id(1, NodeId(1), index), Form::Blank, Bytes::new()));
+    log.append(entries.collect(), Box::new(|_| ())).await.expect("appended");
+    log.barrier().await.expect("synced");
+
+    let mut leader = machine(&env, &dir.path().join("leader"), log.clone()).await;
+    let blank = |index| Entry { log_id: log_id(2, NodeId(2), index), payload: EntryPayload::Blank };
+    leader.apply(futures::stream::iter((0..2).map(|index| Ok((blank(index), None))))).await.expect("applied");
+    let snapshot = leader.get_snapshot_builder().await.build_snapshot().await.expect("built");
+
+    let mut follower = machine(&env, &dir.path().join("follower"), log.clone()).await;
+    hold.set(true);
+    log.truncate_after(None).expect("queued");
+    let install = tokio::spawn(async move {
+        follower.install_snapshot(&snapshot.meta, snapshot.snapshot).await.expect("installed");
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!install.is_finished(), "the log still holds what the snapshot contradicts");
+    hold.set(false);
+    tokio::time::timeout(PATIENCE, install).await.expect("in time").expect("no panic");
+}
