@@ -24,6 +24,7 @@ use crate::segment::{SegmentEntry, TimelineError};
 use crate::state::StateMachine;
 use crate::tables::StateHash;
 use crate::types::{Member, Proposal, Raft, TypeConfig};
+use crate::wal::GroupLog;
 use crate::watched::WatchReceiverOf;
 
 /// Applied entries that the one subscriber may be behind before `apply` waits for it.
@@ -120,6 +121,7 @@ pub(crate) struct Inner<E: Env> {
     pub raft: Raft<E, StateMachine<E>>,
     pub replica: Arc<Replica<E>>,
     pub synced: LogSynced,
+    pub log: GroupLog<E>,
     /// Snapshots are never built in two groups at once.
     pub build: Arc<Semaphore>,
     pub heartbeat: Duration,
@@ -264,6 +266,11 @@ impl<E: Env> Group<E> {
     /// The state hash as of now, with the index that it belongs to.
     pub fn state_hash_now(&self) -> (u64, StateHash) {
         self.0.replica.hash_now()
+    }
+
+    /// How long the disk has been busy with one write of the log.
+    pub fn disk_waits(&self) -> Duration {
+        self.0.log.disk_waits()
     }
 
     /// Hands the leadership to `to`, if nothing speaks against it: openraft itself would try for ever.

@@ -68,6 +68,8 @@ impl<E: Env> Store<E> {
             groups.insert(id, group);
         }
         spawn::<E>(watch_wal::<E>(wal.fault(), opening.faults.clone(), stop.subscribe()));
+        let patience = opening.config.disk_patience;
+        spawn::<E>(watch_disk(wal.clone(), patience, opening.faults.clone(), stop.subscribe()));
         Ok(Self(Arc::new(Shared { groups, wal, faults: opening.faults, stop, running: Mutex::new(true) })))
     }
 
@@ -162,7 +164,8 @@ impl<E: Env> Opening<E> {
             node,
             raft,
             replica,
-            synced: synced(log),
+            synced: synced(log.clone()),
+            log,
             build: self.build.clone(),
             heartbeat: config.raft.heartbeat,
         };
@@ -245,6 +248,24 @@ async fn watch_wal<E: Env>(
         biased;
         _ = stop.changed() => {}
         error = fault => faults.report(error),
+    }
+}
+
+/// Reports a disk that hangs. Such a leader goes on leading, as heartbeats need no disk, and serves nobody.
+async fn watch_disk<E: Env>(wal: Wal<E>, patience: Duration, faults: Faults, mut stop: WatchReceiverOf<E, bool>) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.changed() => return,
+            () = sleep::<E>(patience / 4) => {}
+        }
+        let waits = wal.stats().in_flight.unwrap_or_default();
+        if waits >= patience {
+            return faults.report(format!(
+                "write-ahead log: a write takes {waits:?} already, expected less than {patience:?}: the disk hangs; \
+                 this node stops so that others serve, check the disk before it is started again"
+            ));
+        }
     }
 }
 

@@ -3,21 +3,25 @@
 
 mod held;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use held::HeldEnv;
+use held::{HeldEnv, Hold};
 use openraft::storage::RaftStateMachine;
 use openraft::{EntryPayload, RaftSnapshotBuilder};
+use prost::Message;
 use unibus_proto::id::{ClusterId, GroupId, NodeId};
+use unibus_proto::log::{Proposal, Tick, proposal::Command};
 use unibus_raft_store::replica::{Replica, ReplicaConfig};
 use unibus_raft_store::segment::Place;
 use unibus_raft_store::snapshot::Snapshots;
 use unibus_raft_store::state::StateMachine;
-use unibus_raft_store::types::{Entry, log_id};
+use unibus_raft_store::types::{Entry, Member, log_id};
 use unibus_raft_store::wal::{Form, GroupLog, LogEntry, Wal, WalConfig};
+use unibus_raft_store::{Identity, Store, StoreConfig};
 
 const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(1) };
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,4 +63,33 @@ async fn a_snapshot_takes_effect_after_the_truncation_that_makes_room_for_it() {
     assert!(!install.is_finished(), "the log still holds what the snapshot contradicts");
     hold.set(false);
     tokio::time::timeout(PATIENCE, install).await.expect("in time").expect("no panic");
+}
+
+async fn leader(dir: &Path) -> (Store<HeldEnv>, Hold, impl Sized) {
+    let (env, hold) = HeldEnv::new();
+    let (identity, lock) = Identity::open(&env, dir, PLACE.cluster, NodeId(1)).await.expect("minted");
+    let config = StoreConfig { dir: dir.into(), groups: 2, wal: small(), ..StoreConfig::default() };
+    let config = StoreConfig { disk_patience: Duration::from_millis(500), ..config };
+    let store = Store::open(env, identity, config).await.expect("opened");
+    let members = BTreeMap::from([(NodeId(1), Member { directory: identity.directory })]);
+    store.group(PLACE.group).expect("there").initialize(members).await.expect("initialized");
+    (store, hold, lock)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_hangs_ends_the_node() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (store, hold, _lock) = leader(dir.path()).await;
+    let group = store.group(PLACE.group).expect("there");
+    let tick = || Bytes::from(Proposal { at_ms: 1, command: Some(Command::Tick(Tick {})) }.encode_to_vec());
+    while group.propose(tick()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(group.disk_waits() < Duration::from_millis(500));
+    hold.set(true);
+    let proposing = tokio::spawn(async move { group.propose(tick()).await.is_ok() });
+    let fault = tokio::time::timeout(PATIENCE, store.faults()).await.expect("the node gives up");
+    assert!(fault.contains("disk"), "{fault}");
+    assert!(!proposing.is_finished(), "acknowledged before its sync");
+    assert!(store.group(PLACE.group).expect("there").disk_waits() >= Duration::from_millis(500));
 }

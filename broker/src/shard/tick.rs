@@ -1,5 +1,5 @@
 //! What the leader of a group does once a second: lets time pass in the log (`Tick`) when something can
-//! expire, reports cut segments, and hands over when its clock is an outlier.
+//! expire, reports cut segments, and hands over when its clock is an outlier or its disk hangs.
 
 use std::time::Duration;
 
@@ -11,6 +11,9 @@ use super::{Shards, clock};
 
 /// How late an expiry may be.
 const PERIOD: Duration = Duration::from_secs(1);
+/// A leader whose disk takes so long for one write should be another node: commits go on without its
+/// disk, but what it applies does not.
+const DISK_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) async fn run<E: Env>(shards: Shards<E>) {
     loop {
@@ -30,6 +33,7 @@ impl<E: Env> Shards<E> {
             return Ok(());
         }
         self.step_down_with_a_wrong_clock(group).await?;
+        self.step_down_with_a_stuck_disk(group).await?;
         self.seal_segments(group).await?;
         let due = replica.view(|machine| machine.next_deadline());
         if due.is_some_and(|due| self.stamp(group).is_ok_and(|at| at >= due)) {
@@ -54,6 +58,18 @@ impl<E: Env> Shards<E> {
             }
         }
         Ok(())
+    }
+
+    async fn step_down_with_a_stuck_disk(&self, group: GroupId) -> Result<(), crate::service::Failure> {
+        let waits = self.group(group)?.disk_waits();
+        if waits < DISK_PATIENCE {
+            return Ok(());
+        }
+        tracing::warn!(%group, ?waits, "this node's disk does not answer: handing over");
+        match self.best_successor(group) {
+            Some(to) => self.transfer(group, to).await,
+            None => Ok(()),
+        }
     }
 
     async fn step_down_with_a_wrong_clock(&self, group: GroupId) -> Result<(), crate::service::Failure> {

@@ -49,6 +49,8 @@ pub struct StoreConfig {
     pub timeline_tail_bytes: u64,
     /// Segments are cut at this size, the same on all nodes for ever.
     pub segment_bytes: u64,
+    /// A write of the log that takes longer means that the disk hangs: the process must end.
+    pub disk_patience: Duration,
     /// Lets a restarted leader go on leading without a vote, which loses acknowledged data
     /// (ARCHITECTURE section 8). Only to show that the checkers see it.
     pub danger_enable_leader_restore: bool,
@@ -64,6 +66,7 @@ impl Default for StoreConfig {
             snapshot_log_bytes: 64 << 20,
             timeline_tail_bytes: 8 << 20,
             segment_bytes: SEGMENT_BYTES,
+            disk_patience: Duration::from_secs(30),
             danger_enable_leader_restore: false,
         }
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use unibus_proto::id::GroupId;
@@ -64,6 +65,11 @@ impl<E: Env> GroupLog<E> {
     /// The newest entry that is synced to this node's disk, or that a purge has made superfluous.
     pub fn flushed_index(&self) -> Option<u64> {
         lock(&self.group.index).flushed()
+    }
+
+    /// How long the write that is on its way takes already.
+    pub fn disk_waits(&self) -> Duration {
+        self.shared.stats().in_flight.unwrap_or_default()
     }
 
     /// Adds entries; they can be read when this returns, and are on disk when `done` is called. Waits while
