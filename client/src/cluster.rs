@@ -19,6 +19,11 @@ impl<P: Platform> Client<P> {
         self.core.refresh_topology().await
     }
 
+    /// What the node at `address` is called: "n1 (10.0.0.1:7400)", or its address while its name is not known.
+    pub fn node_label(&self, address: &str) -> String {
+        self.core.nodes().label(address)
+    }
+
     /// What the nodes and groups are doing, as `node` (name or address) sees them; else as any sees them.
     pub async fn status(&self, node: Option<&str>) -> Result<v1::GetStatusResponse, Error> {
         self.core.status_get(&self.one(node), v1::GetStatusRequest {}).await

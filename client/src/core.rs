@@ -2,6 +2,7 @@
 //! judge the error by its code, try the next node.
 
 use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tonic::{Request, Response, Status};
@@ -22,6 +23,9 @@ use crate::{ClientEvent, Error, ErrorCode};
 
 /// A node that does not take fresh tokens has another problem than an old token.
 const SIGN_INS_MAX: u32 = 2;
+
+/// An attempt gets at least so long, however little is left of the patience.
+const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 
 /// What all handles of a client share.
 pub(crate) struct Core<P: Platform> {
@@ -128,7 +132,8 @@ impl<P: Platform> Core<P> {
         loop {
             let node = self.node(&target).await?;
             self.tell_failover(&mut failed_at, &node);
-            let (generation, error) = match self.attempt(&node, &attempt).await {
+            let begun = self.platform.now();
+            let (generation, error) = match self.attempt(&node, gives_up, &attempt).await {
                 Ok(value) => {
                     self.nodes().note_success(&node.address);
                     return Ok(value);
@@ -142,7 +147,10 @@ impl<P: Platform> Core<P> {
                 continue;
             }
             let pause = backoff.next(&self.platform, &error);
-            if !error.is_transient() || self.platform.now() + pause > gives_up {
+            let now = self.platform.now();
+            // A node waits for a leader before it says that there is none; the next answer would take as long.
+            let waits = if error.code == ErrorCode::NoLeader { now - begun } else { Duration::ZERO };
+            if !error.is_transient() || now + pause + waits > gives_up {
                 return Err(if lost { error.after_lost_attempt() } else { error });
             }
             self.note_failure(&node.address, &error);
@@ -155,13 +163,27 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    async fn attempt<T>(&self, node: &Node, attempt: &(impl Fn(Rpc) -> Answer<T> + Sync)) -> Result<T, (u64, Error)> {
-        let authorization = self.authorization(node).await.map_err(|error| (0, error))?;
+    async fn attempt<T>(
+        &self,
+        node: &Node,
+        gives_up: Duration,
+        attempt: &(impl Fn(Rpc) -> Answer<T> + Sync),
+    ) -> Result<T, (u64, Error)> {
+        let begun = self.platform.now();
+        let ends = gives_up.min(begun + self.config.attempt_timeout).max(begun + ATTEMPT_MIN);
+        let signed_in = timeout(&self.platform, ends - begun, self.authorization(node)).await;
+        let silent = || Err(Error::unreachable(&node.label.to_string(), &"no answer to the sign-in"));
+        let authorization = signed_in.unwrap_or_else(silent).map_err(|error| (0, error))?;
         let generation = authorization.generation;
         let answer = attempt(Rpc { channel: node.channel.clone(), authorization });
-        match timeout(&self.platform, self.config.attempt_timeout, answer).await {
+        let left = ends.saturating_sub(self.platform.now()).max(ATTEMPT_MIN);
+        match timeout(&self.platform, left, answer).await {
             Some(answer) => answer.map(Response::into_inner).map_err(|status| (generation, status.into())),
-            None => Err((generation, Error::lost(format_args!("node {} did not answer in time", node.address)))),
+            None => {
+                let waited = (self.platform.now() - begun).as_secs_f64();
+                let message = format_args!("node {} has not answered within {waited:.1} s", node.label);
+                Err((generation, Error::lost(message)))
+            }
         }
     }
 
@@ -180,7 +202,7 @@ impl<P: Platform> Core<P> {
     }
 }
 
-fn topology(rpc: Rpc) -> Answer<GetTopologyResponse> {
+pub(crate) fn topology(rpc: Rpc) -> Answer<GetTopologyResponse> {
     let request = rpc.request(GetTopologyRequest {});
     Box::pin(async move { ClusterServiceClient::new(rpc.channel).get_topology(request).await })
 }

@@ -57,9 +57,9 @@ impl Error {
         Self::new(ErrorCode::Unreachable, format!("node {address} cannot be reached: {cause}"))
     }
 
-    /// A call that got no answer.
+    /// A call that got no answer: it may have happened, as its outcome says.
     pub(crate) fn lost(what: impl fmt::Display) -> Self {
-        Self::new(ErrorCode::OutcomeUnknown, format!("{what}; it may have happened, retry only with the same ids"))
+        Self::new(ErrorCode::OutcomeUnknown, what.to_string())
     }
 
     /// Says that an attempt before this one may have had an effect.
@@ -74,7 +74,9 @@ impl Error {
         let details = status.get_error_details();
         let info = details.error_info().filter(|info| info.domain == DOMAIN);
         let Some(info) = info else {
-            return Self::lost(format_args!("{}: {}", status.code(), status.message()));
+            let why = status.message();
+            let why = if why.is_empty() { status.code().description() } else { why };
+            return Self::lost(format_args!("the answer was lost: {why}"));
         };
         let number = |name: &str| info.metadata.get(name).and_then(|text| text.parse::<u64>().ok());
         let code = info.reason.parse().unwrap_or_else(|()| unknown_reason(status.code()));

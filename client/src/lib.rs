@@ -45,6 +45,7 @@
 //! drives this very code with its own time, randomness and connections; [`TokioPlatform`] is the one that
 //! programs use.
 
+mod cause;
 mod client;
 mod cluster;
 mod config;

@@ -1,7 +1,8 @@
 //! The nodes that the client knows: where they are, which of them work, who leads what.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use unibus_proto::id::{GroupId, NodeId};
@@ -30,11 +31,29 @@ pub(crate) enum Target {
 #[derive(Clone)]
 pub(crate) struct Node {
     pub address: Arc<str>,
+    pub label: Arc<Label>,
     pub channel: Channel,
+}
+
+/// What a node is called in words: its name, once learnt, and its address.
+#[derive(Debug)]
+pub(crate) struct Label {
+    address: Arc<str>,
+    name: OnceLock<String>,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name.get() {
+            Some(name) => write!(f, "{name} ({})", self.address),
+            None => f.write_str(&self.address),
+        }
+    }
 }
 
 struct Entry {
     address: Arc<str>,
+    label: Arc<Label>,
     id: Option<NodeId>,
     name: String,
     channel: Option<Channel>,
@@ -64,8 +83,10 @@ impl NodeBook {
     fn entry(&mut self, address: &str) -> &mut Entry {
         let known = self.entries.iter().position(|entry| &*entry.address == address);
         let at = known.unwrap_or_else(|| {
+            let address: Arc<str> = address.into();
             self.entries.push(Entry {
-                address: address.into(),
+                label: Arc::new(Label { address: address.clone(), name: OnceLock::new() }),
+                address,
                 id: None,
                 name: String::new(),
                 channel: None,
@@ -91,6 +112,10 @@ impl NodeBook {
             let entry = self.entry(&node.client_address);
             entry.id = Some(NodeId(node.node_id));
             entry.name = node.name.clone();
+            // A node that takes over an address keeps the name that it was first known by; the address tells.
+            if !node.name.is_empty() {
+                entry.label.name.get_or_init(|| node.name.clone());
+            }
         }
         for leader in &topology.leaders {
             self.note_leader(GroupId(leader.group), leader.leader);
@@ -109,6 +134,12 @@ impl NodeBook {
     /// Who leads a group, as far as it was told.
     pub fn leader(&self, group: GroupId) -> Option<NodeId> {
         self.leaders.get(&group).copied()
+    }
+
+    /// What the node at an address is called.
+    pub fn label(&self, address: &str) -> String {
+        let entry = self.entries.iter().find(|entry| &*entry.address == address);
+        entry.map_or_else(|| address.into(), |entry| entry.label.to_string())
     }
 
     /// The id of the node at an address, once learnt.
@@ -134,8 +165,8 @@ impl NodeBook {
         }
         let entry = &mut self.entries[at];
         let channel =
-            entry.channel.get_or_insert_with(|| erase(platform.channel(&entry.address), &entry.address)).clone();
-        Ok(Node { address: entry.address.clone(), channel })
+            entry.channel.get_or_insert_with(|| erase(platform.channel(&entry.address), entry.label.clone())).clone();
+        Ok(Node { address: entry.address.clone(), label: entry.label.clone(), channel })
     }
 
     fn only(&mut self, wanted: &str) -> Result<usize, Error> {

@@ -1,17 +1,23 @@
 //! What the SDK takes from outside: connections, tasks, time and randomness. [`TokioPlatform`] is the
 //! one that programs use; the simulator brings its own, so that a seed replays the SDK too.
 
+use std::error::Error as StdError;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use http_body_util::BodyExt as _;
 use tonic::Status;
 use tonic::client::GrpcService;
 
+use crate::Error;
+use crate::cause::cause;
+use crate::nodes::Label;
 pub use crate::tokio_platform::TokioPlatform;
 
 /// Any error, boxed.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The outside world, as one cheap-to-clone value.
 pub trait Platform: Clone + Send + Sync + 'static {
@@ -69,7 +75,7 @@ pub(crate) type Channel =
     tower::util::BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, Status>;
 
 /// Hides the platform's type of a connection, and marks errors of connecting as [`crate::ErrorCode::Unreachable`].
-pub(crate) fn erase<C>(channel: C, address: &str) -> Channel
+pub(crate) fn erase<C>(channel: C, label: Arc<Label>) -> Channel
 where
     C: GrpcService<
             tonic::body::Body,
@@ -81,13 +87,13 @@ where
         + Sync
         + 'static,
 {
-    Channel::new(Erased { inner: channel, address: address.into() })
+    Channel::new(Erased { inner: channel, label })
 }
 
 #[derive(Clone)]
 struct Erased<C> {
     inner: C,
-    address: std::sync::Arc<str>,
+    label: Arc<Label>,
 }
 
 impl<C> tower::Service<http::Request<tonic::body::Body>> for Erased<C>
@@ -104,27 +110,34 @@ where
     type Future = BoxFuture<'static, Result<Self::Response, Status>>;
 
     fn poll_ready(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Status>> {
-        self.inner.poll_ready(context).map_err(|error| mark(error.into(), &self.address))
+        self.inner.poll_ready(context).map_err(|error| mark(&*error.into(), &self.label))
     }
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let (answer, address) = (self.inner.call(request), self.address.clone());
+        let (answer, label) = (self.inner.call(request), self.label.clone());
         Box::pin(async move {
             match answer.await {
-                Ok(response) => Ok(response.map(tonic::body::Body::new)),
-                Err(error) => Err(mark(error.into(), &address)),
+                Ok(response) => Ok(response
+                    .map(|body| tonic::body::Body::new(body.map_err(move |error| mark(&*error.into(), &label))))),
+                Err(error) => Err(mark(&*error.into(), &label)),
             }
         })
     }
 }
 
-fn mark(error: BoxError, address: &str) -> Status {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
-    while let Some(link) = cause {
-        if link.is::<tonic::ConnectError>() {
-            return crate::Error::unreachable(address, &error).into_status();
-        }
-        cause = link.source();
+/// A node's status stays; one that was made on the way, and all else, is a connection that cannot be made or
+/// that broke.
+fn mark(error: &(dyn StdError + Send + Sync + 'static), label: &Label) -> Status {
+    let first: &(dyn StdError + 'static) = error;
+    let chain = || std::iter::successors(Some(first), |link: &&(dyn StdError + 'static)| (*link).source());
+    if let Some(status) = chain().find_map(|link| link.downcast_ref::<Status>())
+        && status.source().is_none()
+    {
+        return status.clone();
     }
-    Status::from_error(error)
+    let why = cause(error);
+    match chain().any(|link| link.is::<tonic::ConnectError>()) {
+        true => Error::unreachable(&label.to_string(), &why).into_status(),
+        false => Error::lost(format_args!("the connection to {label} broke: {why}")).into_status(),
+    }
 }

@@ -14,13 +14,16 @@ use unibus_proto::signed::Document;
 use unibus_proto::v1::auth_service_client::AuthServiceClient;
 use unibus_proto::v1::{ChallengeRequest, ChallengeResponse, SignInRequest, Signed, Token, TokenClaims};
 
-use crate::core::Core;
+use crate::core::{Core, Rpc, topology};
 use crate::nodes::Node;
 use crate::platform::{Channel, Platform, timeout};
 use crate::{ClientEvent, Error, ErrorCode};
 
 /// The scheme of the `authorization` metadata.
 const SCHEME: &str = "Unibus";
+
+/// The topology is answered from memory.
+const LEARN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a call carries to be let in.
 #[derive(Clone)]
@@ -58,12 +61,13 @@ impl<P: Platform> Core<P> {
             return Ok(current.authorization.clone());
         }
         let signed_in = timeout(&self.platform, self.config.attempt_timeout, self.sign_in(node)).await;
-        let silent = || Err(Error::unreachable(&node.address, &"no answer to the sign-in"));
+        let silent = || Err(Error::unreachable(&node.label.to_string(), &"no answer to the sign-in"));
         match (signed_in.unwrap_or_else(silent), held) {
             (Ok((value, lifetime)), _) => {
                 slot.0 += 1;
                 let authorization = Authorization { value, generation: slot.0, renew_at: now + lifetime * 3 / 4 };
                 slot.1 = Some(Current { authorization: authorization.clone(), ends_at: now + lifetime });
+                self.learn_nodes(node, &authorization).await;
                 self.events.emit(ClientEvent::SignedIn { node: node.address.to_string() });
                 Ok(authorization)
             }
@@ -71,9 +75,21 @@ impl<P: Platform> Core<P> {
             (Err(error), Some(current)) if error.is_transient() => Ok(current.authorization),
             // The call itself was not sent yet, so its outcome is certain.
             (Err(error), _) if error.code == ErrorCode::OutcomeUnknown => {
-                Err(Error::unreachable(&node.address, &format_args!("sign-in: {}", error.message)))
+                Err(Error::unreachable(&node.label.to_string(), &format_args!("sign-in: {}", error.message)))
             }
             (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Asks once who else there is: calls that go to leaders, and failover beyond the configured addresses, rest
+    /// on it. A node that does not answer this will not answer the call either, which then says why.
+    async fn learn_nodes(&self, node: &Node, authorization: &Authorization) {
+        if self.nodes().learnt() {
+            return;
+        }
+        let rpc = Rpc { channel: node.channel.clone(), authorization: authorization.clone() };
+        if let Some(Ok(answer)) = timeout(&self.platform, LEARN_PATIENCE, topology(rpc)).await {
+            self.nodes().learn(answer.get_ref());
         }
     }
 

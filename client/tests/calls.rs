@@ -81,6 +81,30 @@ async fn says_why_when_no_node_can_be_reached() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_configured_address_is_enough_to_outlive_its_node() {
+    let cluster = Cluster::new();
+    let client = Client::unconnected(FakePlatform::new(cluster.clone()), ClientConfig::new(["n1:1"]), alice());
+    assert_eq!(client.who_am_i().await.unwrap().node_id, 1);
+    cluster.lock().kill(1);
+    assert_ne!(client.who_am_i().await.unwrap().node_id, 1);
+    assert_eq!(client.node_label("n1:1"), "n1 (n1:1)");
+    assert_eq!(client.node_label("n9:1"), "n9:1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_ends_with_the_patience() {
+    let cluster = Cluster::new();
+    let patience = Duration::from_secs(3);
+    let client = cluster.client_with(|config| config.patience(patience)).await.unwrap();
+    (1..=3).for_each(|node| cluster.lock().node(node).deaf = true);
+    let started = tokio::time::Instant::now();
+    let error = client.who_am_i().await.unwrap_err();
+    assert_eq!((error.code, error.outcome), (ErrorCode::OutcomeUnknown, Outcome::Unknown));
+    assert!(error.message.contains("has not answered within 3.0 s"), "{error}");
+    assert!(started.elapsed() < patience + Duration::from_millis(200), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_never_answers_is_left() {
     let cluster = Cluster::new();
     let client = cluster.client().await;

@@ -19,7 +19,7 @@ async fn a_refused_connection_is_unreachable() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let error = refused(TokioPlatform::without_tls(), &address).await;
     assert_eq!((error.code, error.outcome), (ErrorCode::Unreachable, Outcome::None), "{error}");
-    assert!(error.message.contains(&address), "{error}");
+    assert_eq!(error.message, format!("node {address} cannot be reached: connection refused"));
 }
 
 #[tokio::test]
@@ -29,6 +29,18 @@ async fn a_server_that_does_not_speak_tls_is_an_error_not_a_hang() {
     std::thread::Builder::new().spawn(move || listener.incoming().for_each(drop)).unwrap();
     let error = refused(TokioPlatform::new(""), &address).await;
     assert_eq!(error.code, ErrorCode::Unreachable, "{error}");
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_said_in_words() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::Builder::new().spawn(move || listener.incoming().for_each(drop)).unwrap();
+    let error = refused(TokioPlatform::without_tls(), &address).await;
+    assert!(error.message.contains(&address), "{error}");
+    for noise in ["h2", "transport error", "os error", "Unknown error"] {
+        assert!(!error.message.contains(noise), "{error}");
+    }
 }
 
 #[tokio::test]
