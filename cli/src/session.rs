@@ -10,7 +10,7 @@ use unibus_proto::files::{FileError, Identity};
 
 use crate::args::Global;
 use crate::exit::{Exit, Failure, Happened, Result};
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::profile::{Chosen, Store};
 
 /// Retries shorter than this are nobody's concern.
@@ -47,7 +47,8 @@ impl Session {
     /// Reads the profile and tells the user when the cluster keeps him waiting.
     pub fn open(global: &Global, out: Output) -> Result<Self> {
         let session = Self::prepare(global)?;
-        tokio::spawn(tell(session.client.events(), out, global.verbose));
+        let events = session.client.events();
+        tokio::spawn(tell(session.client.clone(), events, out, global.verbose));
         Ok(session)
     }
 }
@@ -62,21 +63,29 @@ fn identity_unusable(chosen: &Chosen, error: &FileError) -> Failure {
 }
 
 /// Says why it takes long, and under `--verbose` what the SDK does about it.
-async fn tell(mut events: mpsc::Receiver<ClientEvent>, out: Output, verbose: bool) {
+async fn tell(client: Client, mut events: mpsc::Receiver<ClientEvent>, out: Output, verbose: bool) {
     let mut waiting = Waiting::default();
     while let Some(event) = events.recv().await {
         match event {
             ClientEvent::Retrying { why, .. } if waiting.should_say(why.code, Instant::now()) => {
-                out.hint(format!("waiting: {why}"));
+                out.hint(format!("waiting: {} [{}]", why.message, why.code));
             }
             ClientEvent::FailedOver { from, to, why } if verbose => {
-                out.hint(format!("failover: {from} -> {to}: {why}"));
+                out.hint(failover(&client, &from, &to, &why));
             }
-            ClientEvent::SignedIn { node } if verbose => out.hint(format!("signed in at {node}")),
-            ClientEvent::Resent { count } if verbose => out.hint(format!("sent {count} messages again")),
+            ClientEvent::SignedIn { node } if verbose => out.hint(format!("signed in at {}", client.node_label(&node))),
+            ClientEvent::Resent { count } if verbose => {
+                out.hint(format!("sent {} again", output::count(count as u64, "message")))
+            }
             _ => {}
         }
     }
+}
+
+/// A failover in words.
+pub fn failover(client: &Client, from: &str, to: &str, why: &Error) -> String {
+    let (from, to) = (client.node_label(from), client.node_label(to));
+    format!("failover: {from} -> {to}: {} [{}]", why.message, why.code)
 }
 
 /// Decides when a wait is worth a word.

@@ -8,6 +8,7 @@ mod tools;
 
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use cluster::{CheckArgs, StatusArgs};
@@ -20,6 +21,9 @@ pub use tools::{BenchCommand, BenchPublishArgs, CompletionsArgs, ProfileAddArgs,
 
 use crate::exit::EXIT_CODES;
 use crate::parse;
+
+/// Characters of a wrong value that an error repeats.
+const SHOWN_MAX: usize = 60;
 
 /// Publishes and reads messages; administers rooms, users and nodes of a unibus cluster.
 #[derive(Debug, Parser)]
@@ -199,9 +203,20 @@ impl Cli {
         I: IntoIterator<Item = T>,
         T: Into<std::ffi::OsString> + Clone,
     {
-        let matches = command().try_get_matches_from(args)?;
+        let matches = command().try_get_matches_from(args).map_err(shorten)?;
         Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command()))
     }
+}
+
+/// A wrong value may be of any length; its beginning tells which it is.
+fn shorten(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+        && value.chars().count() > SHOWN_MAX
+    {
+        let short: String = value.chars().take(SHOWN_MAX).chain("...".chars()).collect();
+        error.insert(ContextKind::InvalidValue, ContextValue::String(short));
+    }
+    error
 }
 
 #[cfg(test)]

@@ -79,6 +79,12 @@ fn examples_come_before_usage_and_options() {
 }
 
 #[test]
+fn a_wrong_value_of_any_length_is_an_error_of_a_few_lines() {
+    let text = parse(&format!("unibusctl pub ops.dpkg hi -H a:{}", "b".repeat(9_000))).unwrap_err().to_string();
+    assert!(text.len() < 400 && text.contains("9000 bytes, expected at most 4096"), "{text}");
+}
+
+#[test]
 fn commands_of_the_manual_parse() {
     for line in [
         "unibusctl room create ops.dpkg --plaintext",

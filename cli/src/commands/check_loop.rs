@@ -15,7 +15,7 @@ use crate::args::{CheckArgs, Global};
 use crate::exit::{Failure, Result};
 use crate::ledger::{Counts, Ledger};
 use crate::output::Output;
-use crate::session::{During, Session, interrupted};
+use crate::session::{During, Session, failover, interrupted};
 use crate::time::{human, now_ms, rfc3339};
 
 /// Publishing goes on within 3 s when a node dies (P11): a longer gap is worth a warning.
@@ -166,7 +166,7 @@ impl Watch {
                 self.ledger.failed(number);
                 self.tell(
                     "failed",
-                    || format!("message {number} failed: {error}"),
+                    || format!("message {number} failed: {} [{}]", error.message, error.code),
                     || json!({ "number": number, "code": error.code.as_str(), "message": error.message }),
                 )
             }
@@ -190,7 +190,7 @@ impl Watch {
         self.failovers += 1;
         self.tell(
             "failover",
-            || format!("failover {from} -> {to}: {why}"),
+            || failover(&self.client, &from, &to, &why),
             || json!({ "from": from, "to": to, "code": why.code.as_str(), "message": why.message }),
         )
     }

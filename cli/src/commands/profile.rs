@@ -1,7 +1,9 @@
 //! `profile`.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
-use unibus_proto::files::{Identity, Profile};
+use unibus_proto::files::{FileError, Identity, Profile};
 
 use crate::args::{Global, ProfileAddArgs, ProfileCommand};
 use crate::exit::{Failure, Result};
@@ -35,8 +37,13 @@ fn add(store: &Store, args: &ProfileAddArgs, out: Output) -> Result<()> {
         check_address(node)?;
     }
     let identity = Identity::load(&args.identity).map_err(|error| {
-        Failure::local(format!("--identity: {error}")).remedy("unibusctl identity new HANDLE makes one")
+        let remedy = match &error {
+            FileError::Mode { path, .. } => format!("chmod 600 {}", path.display()),
+            _ => "unibusctl identity new HANDLE makes one".into(),
+        };
+        Failure::local(format!("--identity: {error}")).remedy(remedy)
     })?;
+    check_authority(&args.ca)?;
     let (identity_path, ca) = (absolute(&args.identity)?, absolute(&args.ca)?);
     let profile = Profile::new(identity_path, ca, args.node.clone());
     let replaced = store.save(&args.name, &profile)?;
@@ -50,6 +57,18 @@ fn add(store: &Store, args: &ProfileAddArgs, out: Output) -> Result<()> {
         args.name,
     ));
     Ok(())
+}
+
+fn check_authority(path: &Path) -> Result<()> {
+    let refused = |found: String| {
+        let remedy = "the operator hands it out: client-ca.crt in each folder of `unibus-node plan`";
+        Err(Failure::local(format!("--ca: {}: {found}", path.display())).remedy(remedy))
+    };
+    match std::fs::read_to_string(path) {
+        Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => Ok(()),
+        Ok(_) => refused("found no certificate, expected one in PEM".into()),
+        Err(error) => refused(error.to_string()),
+    }
 }
 
 fn check_address(address: &str) -> Result<()> {
@@ -137,13 +156,16 @@ mod tests {
         let out = Output { json: true, out_tty: false, err_tty: false };
         let (identity, ca) = (dir.path().join("a/../bob.identity"), dir.path().join("ca.pem"));
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        std::fs::write(&ca, "pem").unwrap();
+        std::fs::write(&ca, "not PEM").unwrap();
         let mut args =
             ProfileAddArgs { name: "bob".into(), identity: identity.clone(), ca, node: vec!["127.0.0.1:1".into()] };
         let failure = add(&store, &args, out).unwrap_err();
         assert!(failure.remedy.is_some_and(|remedy| remedy.contains("identity new")));
         let bob = Identity::generate("bob".parse().unwrap(), unibus_proto::v1::DeviceKind::Person, 1, |b| b.fill(1));
         bob.save(&identity).unwrap();
+        let failure = add(&store, &args, out).unwrap_err();
+        assert!(failure.message.contains("found no certificate"), "{}", failure.message);
+        std::fs::write(&args.ca, "-----BEGIN CERTIFICATE-----").unwrap();
         add(&store, &args, out).unwrap();
         let saved = store.load("bob").unwrap();
         assert!(saved.identity.is_absolute() && !saved.identity.to_string_lossy().contains(".."));

@@ -29,8 +29,8 @@ pub async fn run(command: &RoomCommand, global: &Global, out: Output) -> Result<
 /// Nobody should take a room for encrypted that is not: it has to be said.
 fn refuse_encrypted(subject: &Subject) -> Failure {
     let message = format!(
-        "create room {subject}: encrypted rooms do not exist yet, so found no --plaintext, expected it: \
-         the nodes will be able to read every message of this room"
+        "create room {subject}: encrypted rooms do not exist yet; --plaintext says that you know that the nodes can \
+         read every message of this room"
     );
     Failure { exit: Exit::Failed, ..Failure::of_code(ErrorCode::VersionSkew, message) }
         .remedy(format!("unibusctl room create {subject} --plaintext"))

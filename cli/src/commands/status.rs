@@ -10,7 +10,7 @@ use unibus_proto::v1::{GetStatusResponse, NodeStatus};
 use super::room::hex;
 use crate::args::{Global, StatusArgs};
 use crate::exit::{Failure, Result};
-use crate::output::{Output, bytes, render, thousands};
+use crate::output::{Output, bytes, count, render, thousands};
 use crate::session::{During, Session, interrupted};
 use crate::time::{human, now_ms, rfc3339};
 
@@ -178,7 +178,7 @@ fn agreement(groups: &BTreeMap<u32, Group>) -> String {
     }
     match with(Hash::Same).count() {
         0 => "replicas not compared yet".into(),
-        compared => format!("replicas agree ({compared} groups compared)"),
+        compared => format!("replicas agree ({} compared)", count(compared as u64, "group")),
     }
 }
 

@@ -1,32 +1,30 @@
-//! `pub`.
+//! `pub`: standard input or one body, to a room.
 
-use std::fs::File;
+mod bar;
+mod report;
+
 use std::io::IsTerminal;
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::json;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
-use unibus_client::{Ack, Message, Publisher, Receipt};
+use unibus_client::{Message, Publisher, Receipt};
 use unibus_proto::code::ErrorCode;
 use unibus_proto::limits::{BODY_BYTES_MAX, PRODUCER_WINDOW};
 
 use crate::args::{Global, PubArgs};
 use crate::exit::{Failure, Result};
 use crate::lines::{LineError, Lines};
-use crate::output::{Output, bytes, count, thousands};
+use crate::output::{Output, bytes};
 use crate::pace::Pace;
 use crate::session::{During, Session, interrupted};
-use crate::time::human;
+use bar::Bar;
+use report::{Report, Tally};
 
 /// Bytes read from standard input at a time.
 const READ_BYTES: usize = 256 << 10;
-/// No bar for what is done sooner.
-const BAR_AFTER: Duration = Duration::from_millis(500);
 
 /// Runs `pub`.
 pub async fn run(args: &PubArgs, global: &Global, out: Output) -> Result<()> {
@@ -51,12 +49,19 @@ struct Flow {
     publisher: Publisher,
     headers: Vec<(String, String)>,
     pace: Option<Pace>,
-    receipts: Option<mpsc::Sender<(u64, Receipt)>>,
+    receipts: Option<mpsc::Sender<Sent>>,
     tally: Arc<Mutex<Tally>>,
     collector: JoinHandle<Option<Failure>>,
     /// What the collector ended with, once it has.
     collected: Option<Option<Failure>>,
     started: Instant,
+}
+
+/// A message on its way.
+struct Sent {
+    bytes: u64,
+    at: Instant,
+    receipt: Receipt,
 }
 
 /// Why no more is read from standard input.
@@ -150,7 +155,7 @@ impl Flow {
         if let Some(pace) = &mut self.pace {
             pace.next().await;
         }
-        let size = body.len() as u64;
+        let (bytes, at) = (body.len() as u64, Instant::now());
         let mut message = Message::new(body);
         for (name, value) in &self.headers {
             message = message.header(name, value);
@@ -158,7 +163,7 @@ impl Flow {
         match self.publisher.enqueue(message).await {
             Ok(receipt) => {
                 let receipts = self.receipts.as_ref()?;
-                receipts.send((size, receipt)).await.is_err().then_some(Ended::Refused)
+                receipts.send(Sent { bytes, at, receipt }).await.is_err().then_some(Ended::Refused)
             }
             Err(error) => Some(Ended::Bad(error.into())),
         }
@@ -199,13 +204,18 @@ fn bad_line(error: LineError) -> Failure {
 }
 
 async fn collect(
-    mut receipts: mpsc::Receiver<(u64, Receipt)>,
+    mut receipts: mpsc::Receiver<Sent>,
     tally: Arc<Mutex<Tally>>,
     mut bar: Option<Bar>,
 ) -> Option<Failure> {
-    while let Some((size, receipt)) = receipts.recv().await {
-        match receipt.await {
-            Ok(ack) => lock(&tally).add(&ack, size),
+    let mut heard = None;
+    while let Some(Sent { bytes, at, receipt }) = receipts.recv().await {
+        let answer = receipt.await;
+        let now = Instant::now();
+        // Time without an acknowledgement counts while a message waits for one: a slow input is no outage.
+        lock(&tally).note_gap(now - heard.replace(now).map_or(at, |heard: Instant| heard.max(at)));
+        match answer {
+            Ok(ack) => lock(&tally).add(&ack, bytes),
             Err(error) => return Some(error.into()),
         }
         if let Some(bar) = &mut bar {
@@ -215,170 +225,5 @@ async fn collect(
     None
 }
 
-/// What was stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// The producer has a name: what is known already may be the work of an earlier run. Without a name it
-    /// is this run's own, whose first answer was lost.
-    named: bool,
-    first: Option<u64>,
-    last: u64,
-    stored: u64,
-    known: u64,
-    bytes: u64,
-    voters: u32,
-}
-
-impl Tally {
-    /// One more answer.
-    pub fn add(&mut self, ack: &Ack, size: u64) {
-        // The creation of a room is sequence 0, so 0 says that the place of an old duplicate is not kept.
-        if ack.sequence.0 > 0 {
-            self.first = Some(self.first.map_or(ack.sequence.0, |first| first.min(ack.sequence.0)));
-            self.last = self.last.max(ack.sequence.0);
-        }
-        if ack.duplicate && self.named {
-            self.known += 1
-        } else {
-            self.stored += 1
-        }
-        self.bytes += size;
-        self.voters = ack.voters.max(self.voters);
-    }
-
-    /// How many are stored, by this run or an earlier one.
-    fn total(&self) -> u64 {
-        self.stored + self.known
-    }
-
-    /// The result line.
-    fn words(&self) -> String {
-        if self.total() == 0 {
-            return "stored: nothing".into();
-        }
-        let place = match self.first {
-            Some(first) if first == self.last => format!("sequence {first}"),
-            Some(first) => format!("sequence {first}..{}", self.last),
-            None => "at places that are not kept any more".into(),
-        };
-        let split = match self.known {
-            0 => String::new(),
-            known => format!(" ({} stored now, {} known already)", thousands(self.stored), thousands(known)),
-        };
-        format!("stored: {place}{split}, fsynced on a majority of {}", self.voters)
-    }
-}
-
-/// How it went.
-struct Report {
-    tally: Tally,
-    failure: Option<Failure>,
-    ended: Ended,
-    producer: String,
-    took: Duration,
-}
-
-impl Report {
-    fn end(self, args: &PubArgs, out: Output) -> Result<()> {
-        let failure = match &self.ended {
-            // A publisher that ended refuses the next message: the collector knows why it ended.
-            Ended::Bad(failure) => self.failure.clone().or(Some(failure.clone())),
-            Ended::Input | Ended::Interrupted | Ended::Refused => self.failure.clone(),
-        };
-        if failure.is_none() || self.tally.total() > 0 {
-            self.say(args, out)?;
-        }
-        match failure {
-            Some(failure) if self.tally.total() > 0 => Err(self.partly(failure)),
-            Some(failure) => Err(failure),
-            None if matches!(self.ended, Ended::Interrupted) => Err(Failure::interrupted()),
-            None => Ok(()),
-        }
-    }
-
-    fn say(&self, args: &PubArgs, out: Output) -> Result<()> {
-        let tally = &self.tally;
-        if out.json {
-            return out.object(
-                "publish",
-                json!({
-                    "subject": args.subject.as_str(),
-                    "first_sequence": tally.first,
-                    "last_sequence": tally.first.map(|_| tally.last),
-                    "stored": tally.stored,
-                    "known": tally.known,
-                    "bytes": tally.bytes,
-                    "voters": tally.voters,
-                    "producer": self.producer,
-                    "duration_ms": self.took.as_millis() as u64,
-                }),
-            );
-        }
-        out.talk(tally.words());
-        if args.lines && tally.total() > 0 {
-            let seconds = self.took.as_secs_f64().max(0.001);
-            out.talk(format!(
-                "{}, {} in {} ({}/s)",
-                count(tally.total(), "message"),
-                bytes(tally.bytes),
-                human(self.took),
-                thousands((tally.total() as f64 / seconds) as u64),
-            ));
-        }
-        Ok(())
-    }
-
-    fn partly(&self, failure: Failure) -> Failure {
-        let stored = self.tally.total();
-        let mut failure = failure.partly();
-        failure.message = format!("{}; stored before it: {}", failure.message, count(stored, "message"));
-        failure
-    }
-}
-
-/// The bar on a terminal: bytes of a file, else a count.
-struct Bar {
-    started: Instant,
-    total: Option<u64>,
-    bar: Option<ProgressBar>,
-}
-
-impl Bar {
-    fn new() -> Self {
-        let stdin = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
-        let metadata = stdin.and_then(|file| file.metadata()).ok();
-        let total = metadata.filter(|metadata| metadata.is_file()).map(|metadata| metadata.len());
-        Self { started: Instant::now(), total, bar: None }
-    }
-
-    fn show(&mut self, tally: &Tally) {
-        if self.bar.is_none() && self.started.elapsed() < BAR_AFTER {
-            return;
-        }
-        let total = self.total;
-        let bar = self.bar.get_or_insert_with(|| draw(total));
-        bar.set_position(if total.is_some() { tally.bytes } else { tally.total() });
-        bar.set_message(format!("fsynced up to sequence {}", tally.last));
-    }
-}
-
-fn draw(total: Option<u64>) -> ProgressBar {
-    let template = match total {
-        Some(_) => "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {msg}",
-        None => "{spinner} {human_pos} messages {per_sec} {msg}",
-    };
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
 #[cfg(test)]
-#[path = "publish_tests.rs"]
 mod tests;

@@ -1,5 +1,9 @@
 use unibus_proto::position::Sequence;
 
+use std::time::Duration;
+
+use unibus_client::Ack;
+
 use super::*;
 use crate::exit::{Exit, Happened};
 
