@@ -20,7 +20,7 @@ use unibus_proto::limits::{
 use unibus_proto::log::{GroupOutcome, PublishBatch, PublishGroup, PublishReply};
 use unibus_proto::row::{MemberRow, RoomRow};
 use unibus_proto::v1::publish_outcome::Outcome;
-use unibus_proto::v1::{OutgoingMessage, PublishOutcome, Reject, RoomRole, Stored, StoredMessage, delivery};
+use unibus_proto::v1::{Header, OutgoingMessage, PublishOutcome, Reject, RoomRole, Stored, StoredMessage, delivery};
 
 use crate::answers::Known;
 use crate::fields::{invalid, parse, reject, require, room_not_found};
@@ -163,7 +163,7 @@ impl<'a> Publishing<'a> {
     fn decide<R: Rows>(&mut self, step: &Step<'_, R>, number: u64, message: OutgoingMessage) -> Outcome {
         let digest = producer::digest(&message);
         if let Some(known) = self.producer.known(step.rows, number, digest) {
-            return self.first_answer(number, known);
+            return self.first_answer(number, known, &message);
         }
         let next = self.producer.next();
         if number != next {
@@ -186,11 +186,11 @@ impl<'a> Publishing<'a> {
         Outcome::Stored(Stored { first_sequence: sequence.0 })
     }
 
-    fn first_answer(&self, number: u64, known: Known) -> Outcome {
+    fn first_answer(&self, number: u64, known: Known, message: &OutgoingMessage) -> Outcome {
         match known {
             Known::Stored(sequence) => Outcome::Duplicate(Stored { first_sequence: sequence.0 }),
             Known::Forgotten => Outcome::Duplicate(Stored { first_sequence: 0 }),
-            Known::Refused(code) => Outcome::Reject(refused(&code, &self.ids)),
+            Known::Refused(code) => Outcome::Reject(refused(&code, &self.ids, message)),
             Known::Reused => Outcome::Reject(reject(
                 ErrorCode::IdReused,
                 format!(
@@ -238,12 +238,13 @@ fn load_or_open<R: Rows>(
 }
 
 /// The refusal with this code as it was given first: its text depends on nothing that may have changed.
-fn refused(code: &str, ids: &Ids) -> Reject {
+fn refused(code: &str, ids: &Ids, message: &OutgoingMessage) -> Reject {
+    let before = || Reject { code: code.into(), message: "refused before".into(), ..Reject::default() };
     match code.parse() {
         Ok(ErrorCode::RoomNotFound) => room_not_found(ids.room),
         Ok(ErrorCode::Forbidden) => readers_only_read(ids),
-        Ok(ErrorCode::Invalid) => too_big(),
-        _ => Reject { code: code.into(), message: "refused before".into(), ..Reject::default() },
+        Ok(ErrorCode::Invalid) => bad_size(message).unwrap_or_else(before),
+        _ => before(),
     }
 }
 
@@ -258,26 +259,35 @@ fn out_of_order(number: u64, next: u64) -> Reject {
     Reject { expected: next, ..reject(ErrorCode::OutOfOrder, message) }
 }
 
-fn too_big() -> Reject {
-    invalid(format!(
-        "message: more than {BODY_BYTES_MAX} bytes of body, {HEADERS_MAX} headers, {HEADERS_BYTES_MAX} bytes of headers, \
-         {HEADER_NAME_BYTES_MAX} bytes of a name or {HEADER_VALUE_BYTES_MAX} of a value, or a header's name is empty or \
-         has control characters; make it smaller"
-    ))
-}
-
+/// What is wrong with the sizes of a message, with what was found and what is allowed. It depends on the
+/// message alone, so that a retry is told the same.
 fn bad_size(message: &OutgoingMessage) -> Option<Reject> {
     let headers = &message.headers;
-    let bytes: usize = headers.iter().map(|header| header.name.len() + header.value.len()).sum();
-    let fits = message.body.len() <= BODY_BYTES_MAX
-        && headers.len() <= HEADERS_MAX
-        && bytes <= HEADERS_BYTES_MAX
-        && headers.iter().all(|header| {
-            (1..=HEADER_NAME_BYTES_MAX).contains(&header.name.len())
-                && header.value.len() <= HEADER_VALUE_BYTES_MAX
-                && !header.name.chars().any(char::is_control)
-        });
-    (!fits).then(too_big)
+    let bytes = headers.iter().map(|header| header.name.len() + header.value.len()).sum();
+    let too_many = |what: &str, found: usize, most: usize| {
+        (found > most)
+            .then(|| invalid(format!("message: found {found} {what}, at most {most} are allowed; make it smaller")))
+    };
+    too_many("bytes of body", message.body.len(), BODY_BYTES_MAX)
+        .or_else(|| too_many("headers", headers.len(), HEADERS_MAX))
+        .or_else(|| headers.iter().enumerate().find_map(|(at, header)| bad_header(at, header)))
+        .or_else(|| too_many("bytes of headers", bytes, HEADERS_BYTES_MAX))
+}
+
+fn bad_header(at: usize, header: &Header) -> Option<Reject> {
+    let (name, value) = (header.name.len(), header.value.len());
+    let wrong = if name == 0 {
+        "its name is empty, expected 1 byte or more".into()
+    } else if name > HEADER_NAME_BYTES_MAX {
+        format!("found {name} bytes of name, at most {HEADER_NAME_BYTES_MAX} are allowed")
+    } else if value > HEADER_VALUE_BYTES_MAX {
+        format!("found {value} bytes of value, at most {HEADER_VALUE_BYTES_MAX} are allowed")
+    } else if header.name.chars().any(char::is_control) {
+        "its name has control characters, expected none".into()
+    } else {
+        return None;
+    };
+    Some(invalid(format!("message: header {}: {wrong}", at + 1)))
 }
 
 /// Adds the outcome of a message; equal ones of consecutive messages become one.
@@ -301,7 +311,8 @@ fn push(outcomes: &mut Vec<PublishOutcome>, number: u64, outcome: Outcome) {
     outcomes.push(PublishOutcome { first_number: number, count: 1, outcome: Some(outcome) });
 }
 
-/// The text may name the number of the first message only.
+/// The text of numbers that are not the next one may name the first message only.
 fn is_same_reject(first: &Reject, this: &Reject) -> bool {
-    first.code == this.code && first.expected == this.expected
+    let is_next = first.expected == 0;
+    first.code == this.code && first.expected == this.expected && !(is_next && first.message != this.message)
 }

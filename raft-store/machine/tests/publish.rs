@@ -299,3 +299,32 @@ fn a_delivery_costs_little_more_than_its_body() {
     let bytes: usize = deliveries.iter().map(|delivery| delivery.bytes.len()).sum();
     assert!(bytes < 256 * 1_150, "headers and ids cost at most 126 bytes a message: {bytes}");
 }
+
+#[test]
+fn a_message_of_a_bad_size_is_named_with_found_and_limit_and_its_mates_are_stored() {
+    let (mut log, alice, ..) = room();
+    let header = |name: &str, value: usize| Header { name: name.into(), value: "v".repeat(value) };
+    let with = |headers: Vec<Header>| OutgoingMessage { headers, body: b"b".to_vec().into() };
+    let bad = [
+        (OutgoingMessage { body: vec![0; BODY_BYTES_MAX + 1].into(), headers: vec![] }, ["1048577", "1048576"]),
+        (with(vec![header("n", 1); 65]), ["found 65 headers", "64"]),
+        (with(vec![header("n", 1), header(&"n".repeat(129), 1)]), ["header 2: found 129 bytes of name", "128"]),
+        (with(vec![header("n", 4097)]), ["header 1: found 4097 bytes of value", "4096"]),
+        (with(vec![header("n", 4096); 4]), ["found 16388 bytes of headers", "16384"]),
+        (with(vec![header("", 1)]), ["header 1: its name is empty", "expected 1"]),
+        (with(vec![header("a\nb", 1)]), ["header 1: its name has control characters", "expected none"]),
+    ];
+    for (at, (message, mentions)) in bad.into_iter().enumerate() {
+        let producer = format!("p{at}");
+        let mut group = alice.group("a.b", &producer, 1, &["before", "bad", "after"]);
+        group.messages[1] = message;
+        let first = log.publish(group.clone());
+        let found = short(&first);
+        assert!(found[0].starts_with("1 stored") && found[2].starts_with("1 stored"), "{found:?}");
+        let Some(unibus_proto::v1::publish_outcome::Outcome::Reject(reject)) = &first[1].outcome else { panic!() };
+        assert_eq!(reject.code, "INVALID");
+        mentions.iter().for_each(|text| assert!(reject.message.contains(text), "{} lacks {text}", reject.message));
+        assert_eq!(log.publish(group)[1], first[1], "a retry is told the same");
+        assert!(short(&log.publish(alice.group("a.b", &producer, 4, &["next"])))[0].starts_with("1 stored"));
+    }
+}
