@@ -11,6 +11,8 @@ use unibus_raft_store::env::{Env, now, sleep};
 use super::Shards;
 use crate::service::Failure;
 
+/// An election takes some 300 ms.
+const NO_LEADER_HINT: Duration = Duration::from_millis(300);
 /// Between two looks whether the leader has changed.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -47,8 +49,7 @@ impl<E: Env> Shards<E> {
             |code, why: String| Err(Failure::new(code, format!("transfer of group {group} to node {to}: {why}")));
         let status = self.group(group)?.status();
         if status.leader != Some(self.node()) {
-            let leader = status.leader.map_or("no node".into(), |leader| format!("node {leader}"));
-            return refuse(ErrorCode::NotLeader, format!("{leader} leads the group; ask there"));
+            return Err(not_leader(group, to, status.leader));
         }
         if to == self.node() || !status.voters.contains(&to) {
             return refuse(ErrorCode::Invalid, format!("expected another voter, one of {:?}", status.voters));
@@ -57,5 +58,15 @@ impl<E: Env> Shards<E> {
             return refuse(ErrorCode::Unreachable, "nothing was heard from it for 2 s".into());
         }
         Ok(())
+    }
+}
+
+/// Only the leader can hand its office over: the fact `leader` says where to ask.
+fn not_leader(group: GroupId, to: NodeId, leader: Option<NodeId>) -> Failure {
+    let refused =
+        |why: String| Failure::new(ErrorCode::NotLeader, format!("transfer of group {group} to node {to}: {why}"));
+    match leader {
+        Some(leader) => refused(format!("node {leader} leads the group; ask there")).fact("leader", leader),
+        None => refused("no node leads the group; try again after the election".into()).after(NO_LEADER_HINT),
     }
 }
