@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
@@ -23,6 +24,8 @@ use crate::api::LocalCaller;
 pub const SOCKET_NAME: &str = "admin.sock";
 /// Connections that were accepted and are not served yet.
 const ACCEPTED_MAX: usize = 16;
+/// After running out of file descriptors and the like.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An open local socket; the file goes with it.
 pub struct LocalSocket {
@@ -58,10 +61,15 @@ impl LocalSocket {
     ) -> Result<(), tonic::transport::Error> {
         let (sender, incoming) = mpsc::channel(ACCEPTED_MAX);
         let accept = tokio::spawn(async move {
-            while let Ok((stream, _)) = self.listener.accept().await {
-                match check_peer(&stream) {
-                    Ok(()) => drop(sender.send(Ok::<_, io::Error>(LocalStream(stream))).await),
-                    Err(why) => tracing::warn!(%why, "local caller refused"),
+            loop {
+                match self.listener.accept().await.map(|(stream, _)| (check_peer(&stream), stream)) {
+                    Ok((Ok(()), stream)) => drop(sender.send(Ok::<_, io::Error>(LocalStream(stream))).await),
+                    Ok((Err(why), _)) => tracing::warn!(%why, "local caller refused"),
+                    // Out of file descriptors: the way in for emergencies must be there when that is over.
+                    Err(error) => {
+                        tracing::warn!(%error, "accept a local caller");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
             }
         });
