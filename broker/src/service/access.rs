@@ -4,6 +4,7 @@
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, Handle, RoomId};
 use unibus_proto::row::{DirectoryRow, MemberRow, RoomRow};
+use unibus_proto::signed::sha256;
 use unibus_proto::v1::{Room, RoomRef, RoomRole, room_ref};
 use unibus_raft_store::env::Env;
 
@@ -34,6 +35,18 @@ impl Wanted {
         }
     }
 
+    /// The id by which an absent room is given a shard.
+    fn stand_in(&self) -> RoomId {
+        match self {
+            Self::Id(id) => *id,
+            Self::Subject(subject) => {
+                let mut id = [0; 16];
+                id.copy_from_slice(&sha256(subject.as_str().as_bytes())[..16]);
+                RoomId(id)
+            }
+        }
+    }
+
     /// The one answer for a room that is absent and for one that the caller may not read.
     pub(super) fn not_found(&self) -> Failure {
         let name = match self {
@@ -58,7 +71,10 @@ impl<E: Env> Service<E> {
     pub(super) async fn readable_now(&self, caller: &Caller, wanted: &Wanted) -> Outcome<Access> {
         let (user, _) = caller.user()?;
         self.shards().barrier(GroupId::META).await?;
-        let (_, shard) = self.locate(wanted).ok_or_else(|| wanted.not_found())?;
+        // A room that is absent takes the same steps as one that the caller may not read: not even the time
+        // tells them apart.
+        let located = self.locate(wanted);
+        let shard = located.map_or_else(|| self.shards().place_room(wanted.stand_in()), |(_, shard)| shard);
         self.shards().barrier(shard).await?;
         self.readable_here(user, wanted).ok_or_else(|| wanted.not_found())
     }
