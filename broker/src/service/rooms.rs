@@ -49,29 +49,35 @@ impl<E: Env> Service<E> {
             "" => None,
             filter => Some(filter.parse()?),
         };
-        let mut after: Option<Subject> = check::page_token(&request.page_token)?;
+        let after: Option<RoomId> = check::page_token(&request.page_token)?;
         self.shards().barriers(self.shards().ids()).await?;
-        let mut rooms = Vec::new();
+        let mut after = after.map(|room| self.subject_of(room)).transpose()?;
+        let (mut rooms, mut last) = (Vec::new(), None);
         for _ in 0..SUBJECTS_PER_CALL_MAX / LOOK {
             let page = self.shards().meta().view(|machine| machine.directory_page(after.as_ref(), LOOK));
             let is_last = page.len() < LOOK;
             for (subject, room) in page {
                 let matches = filter.as_ref().is_none_or(|filter| filter.matches(&subject));
                 let access = matches.then(|| self.readable_here(user, &Wanted::Id(room))).flatten();
-                after = Some(subject);
+                (after, last) = (Some(subject), Some(room));
                 rooms.extend(access.map(|access| self.describe(&access)));
                 if rooms.len() == size {
-                    return Ok(ListRoomsResponse {
-                        rooms,
-                        next_page_token: after.map_or(String::new(), |it| it.to_string()),
-                    });
+                    return Ok(ListRoomsResponse { rooms, next_page_token: room.to_string() });
                 }
             }
             if is_last {
                 return Ok(ListRoomsResponse { rooms, next_page_token: String::new() });
             }
         }
-        Ok(ListRoomsResponse { rooms, next_page_token: after.map_or(String::new(), |after| after.to_string()) })
+        Ok(ListRoomsResponse { rooms, next_page_token: last.map_or(String::new(), |last| last.to_string()) })
+    }
+
+    /// Where a page of rooms starts. Tokens name rooms by id: the last room looked at may be one that the
+    /// caller may not read, and its subject is none of his business.
+    fn subject_of(&self, room: RoomId) -> Outcome<Subject> {
+        let row = self.shards().meta().view(|machine| machine.directory(room));
+        let row = row.ok_or_else(|| Failure::invalid("page_token: unknown; list from the beginning"))?;
+        Ok(row.subject.parse()?)
     }
 
     /// A page of a room's members.

@@ -2,6 +2,7 @@
 
 use unibus_broker::service::Caller;
 use unibus_proto::code::ErrorCode;
+use unibus_proto::id::RoomId;
 use unibus_proto::v1::*;
 
 use crate::cluster::{Cluster, by_subject, eventually, id_of, identity};
@@ -123,4 +124,30 @@ async fn members_are_listed_in_pages_and_only_users_can_be_added() {
         AppendRosterRequest { event: Some(signed), actor: Some(alice.identity.actor_proof(crate::cluster::CLUSTER)) };
     let refused = alice.service.append_roster(&alice.caller, append).await.expect_err("no user").code;
     assert_eq!(refused, ErrorCode::UserNotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_rooms_name_no_subject_in_their_tokens() {
+    let cluster = Cluster::start(1).await;
+    let (alice, bob) = (cluster.user("alice", 1).await, cluster.user("bob", 1).await);
+    for subject in ["a.one", "a.three", "a.two"] {
+        alice.create(subject).await;
+    }
+    bob.create("a.secret").await;
+    let (mut found, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListRoomsRequest { page_size: 1, page_token, ..ListRoomsRequest::default() };
+        let page = alice.service.list_rooms(&alice.caller, request).await.unwrap();
+        found.extend(page.rooms.into_iter().map(|room| room.subject));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+        page_token.parse::<RoomId>().expect("a room id");
+    }
+    assert_eq!(found, ["a.one", "a.three", "a.two"]);
+    for wrong in ["a.one".to_string(), RoomId([9; 16]).to_string()] {
+        let request = ListRoomsRequest { page_token: wrong, ..ListRoomsRequest::default() };
+        assert_eq!(alice.service.list_rooms(&alice.caller, request).await.expect_err("wrong").code, ErrorCode::Invalid);
+    }
 }
