@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, Router, Server};
-use unibus_proto::limits::CONNECTIONS_MAX;
+
+use crate::api::connection::{Connection, Connections, NOT_SIGNED_IN_MAX};
 
 const STREAMS_MAX: u32 = 100;
 const REQUESTS_PER_CONNECTION_MAX: usize = 64;
@@ -29,18 +31,33 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3600);
 const CONNECTION_AGE_GRACE: Duration = Duration::from_secs(60);
 const PENDING_RESETS_MAX: usize = 20;
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
-/// Handshakes at once: each costs a signature.
-const HANDSHAKES_MAX: usize = 128;
+/// Handshakes at once: each costs a signature. Far more than one source may have open, so that one that
+/// opens connections and says nothing holds up nobody else.
+const HANDSHAKES_MAX: usize = 4 * NOT_SIGNED_IN_MAX;
+/// Whoever has not signed in by then is cut off: HTTP/2 itself has no such bound, not even for its preface.
+const SIGN_IN_PATIENCE: Duration = Duration::from_secs(15);
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// After running out of file descriptors and the like.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where a request came from; tonic puts it into the request's extensions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RemoteAddress(pub SocketAddr);
+/// How long a connection may live.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// Until somebody has signed in on it.
+    pub sign_in: Duration,
+    /// Until it is cut off, whatever is still open on it.
+    pub whole: Duration,
+}
 
-/// All limits of HTTP/2, the same on each listener.
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self { sign_in: SIGN_IN_PATIENCE, whole: CONNECTION_AGE_MAX + CONNECTION_AGE_GRACE }
+    }
+}
+
+/// All limits of HTTP/2, the same on each listener. The grace after the greatest age is kept by
+/// [`ClientStream`]: given one, tonic 0.14.9 never says goodbye and only cuts off at its end.
 pub fn limited() -> Server {
     Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
@@ -50,7 +67,6 @@ pub fn limited() -> Server {
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
         .max_connection_age(CONNECTION_AGE_MAX)
-        .max_connection_age_grace(CONNECTION_AGE_GRACE)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .http2_max_local_error_reset_streams(Some(PENDING_RESETS_MAX))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -62,15 +78,22 @@ pub fn limited() -> Server {
 pub struct ClientPort {
     listener: TcpListener,
     acceptor: TlsAcceptor,
-    connections: Arc<Semaphore>,
+    connections: Arc<Connections>,
+    lifetimes: Lifetimes,
 }
 
 impl ClientPort {
     /// Opens it.
     pub async fn bind(address: SocketAddr, tls: rustls::ServerConfig) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(tls)), connections })
+        let (acceptor, connections) = (TlsAcceptor::from(Arc::new(tls)), Arc::default());
+        Ok(Self { listener, acceptor, connections, lifetimes: Lifetimes::default() })
+    }
+
+    /// The same with other lifetimes.
+    #[must_use]
+    pub fn with_lifetimes(self, lifetimes: Lifetimes) -> Self {
+        Self { lifetimes, ..self }
     }
 
     /// Where it listens.
@@ -108,13 +131,17 @@ impl ClientPort {
                     continue;
                 }
             };
-            let Ok(permit) = self.connections.clone().try_acquire_owned() else {
-                tracing::warn!(%address, "client refused: {CONNECTIONS_MAX} connections are open");
-                continue;
+            let connection = match self.connections.open(address.ip()) {
+                Ok(connection) => connection,
+                Err(why) => {
+                    tracing::debug!(%address, why, "client refused");
+                    continue;
+                }
             };
-            let (acceptor, sender) = (self.acceptor.clone(), sender.clone());
+            let (acceptor, sender, lifetimes) = (self.acceptor.clone(), sender.clone(), self.lifetimes);
             tokio::spawn(async move {
-                let stream = shake(acceptor, tcp, address, permit).await;
+                let tls = shake(acceptor, tcp, address).await;
+                let stream = tls.map(|tls| ClientStream::new(tls, connection, lifetimes));
                 drop(handshake);
                 if let Some(stream) = stream {
                     drop(sender.send(Ok(stream)).await);
@@ -124,27 +151,20 @@ impl ClientPort {
     }
 }
 
-async fn shake(
-    acceptor: TlsAcceptor,
-    tcp: TcpStream,
-    address: SocketAddr,
-    permit: OwnedSemaphorePermit,
-) -> Option<ClientStream> {
+async fn shake(acceptor: TlsAcceptor, tcp: TcpStream, address: SocketAddr) -> Option<TlsStream<TcpStream>> {
     drop(tcp.set_nodelay(true));
     match tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(tcp)).await {
-        Ok(Ok(tls)) if tls.get_ref().1.alpn_protocol() == Some(b"h2") => {
-            Some(ClientStream { tls, address, _permit: permit })
-        }
+        Ok(Ok(tls)) if tls.get_ref().1.alpn_protocol() == Some(b"h2") => Some(tls),
         Ok(Ok(_)) => {
-            tracing::info!(%address, "client refused: it did not ask for HTTP/2");
+            tracing::debug!(%address, "client refused: it did not ask for HTTP/2");
             None
         }
         Ok(Err(error)) => {
-            tracing::info!(%address, %error, "client refused: TLS handshake failed");
+            tracing::debug!(%address, %error, "client refused: TLS handshake failed");
             None
         }
         Err(_) => {
-            tracing::info!(%address, "client refused: TLS handshake took longer than {HANDSHAKE_PATIENCE:?}");
+            tracing::debug!(%address, "client refused: TLS handshake took longer than {HANDSHAKE_PATIENCE:?}");
             None
         }
     }
@@ -152,39 +172,65 @@ async fn shake(
 
 /// How many clients are connected.
 #[derive(Clone)]
-pub struct ConnectionCount(Arc<Semaphore>);
+pub struct ConnectionCount(Arc<Connections>);
 
 impl ConnectionCount {
     /// Now.
     pub fn open(&self) -> usize {
-        CONNECTIONS_MAX - self.0.available_permits()
+        self.0.count()
     }
 }
 
-/// A client's connection; counted while it is open.
+/// A client's connection; counted while it is open, cut off when its time is over.
 struct ClientStream {
     tls: TlsStream<TcpStream>,
-    address: SocketAddr,
-    _permit: OwnedSemaphorePermit,
+    connection: Connection,
+    ends: Instant,
+    is_bounded: bool,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl ClientStream {
+    fn new(tls: TlsStream<TcpStream>, connection: Connection, lifetimes: Lifetimes) -> Self {
+        let now = Instant::now();
+        let timer = Box::pin(tokio::time::sleep_until(now + lifetimes.sign_in));
+        Self { tls, connection, ends: now + lifetimes.whole, is_bounded: false, timer }
+    }
+
+    /// Asked at each read and write: a client that does not read is cut off as well.
+    fn check_time(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if self.is_bounded || !self.connection.is_signed_in() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.is_bounded = true;
+            self.timer.as_mut().reset(self.ends);
+        }
+        Ok(())
+    }
 }
 
 impl Connected for ClientStream {
-    type ConnectInfo = RemoteAddress;
+    type ConnectInfo = Connection;
 
-    fn connect_info(&self) -> RemoteAddress {
-        RemoteAddress(self.address)
+    fn connect_info(&self) -> Connection {
+        self.connection.clone()
     }
 }
 
 impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tls).poll_read(cx, buffer)
+        let this = self.get_mut();
+        this.check_time(cx)?;
+        Pin::new(&mut this.tls).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tls).poll_write(cx, bytes)
+        let this = self.get_mut();
+        this.check_time(cx)?;
+        Pin::new(&mut this.tls).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -192,7 +238,9 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tls).poll_write_vectored(cx, parts)
+        let this = self.get_mut();
+        this.check_time(cx)?;
+        Pin::new(&mut this.tls).poll_write_vectored(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -200,7 +248,9 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tls).poll_flush(cx)
+        let this = self.get_mut();
+        this.check_time(cx)?;
+        Pin::new(&mut this.tls).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -11,14 +11,15 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 use unibus_broker::admin::{self, Probe, Probed};
+use unibus_broker::api::connection::NOT_SIGNED_IN_MAX;
 use unibus_broker::certs::{Authority, Validity};
 use unibus_broker::local::{LocalSocket, SOCKET_NAME};
 use unibus_broker::metrics::Sample;
-use unibus_broker::server::{self, ClientPort};
+use unibus_broker::server::{self, ClientPort, Lifetimes};
 use unibus_broker::tls::{self, Material};
 use unibus_proto::id::ClusterId;
 
@@ -32,6 +33,10 @@ struct Port {
 
 /// A client port that serves the health service.
 async fn serve() -> Port {
+    serve_with(Lifetimes::default()).await
+}
+
+async fn serve_with(lifetimes: Lifetimes) -> Port {
     let now = SystemTime::now();
     let ca = Authority::mint(ClusterId([1; 16]), "client", now).expect("minted");
     let issued = ca.issue_server(&["127.0.0.1".into(), "localhost".into()], Validity::leaf(now)).expect("issued");
@@ -42,6 +47,7 @@ async fn serve() -> Port {
     };
     let tls = tls::client_server(&material).expect("a configuration");
     let port = ClientPort::bind("127.0.0.1:0".parse().expect("an address"), tls).await.expect("bound");
+    let port = port.with_lifetimes(lifetimes);
     let (address, count) = (port.local_addr().expect("bound"), port.connections());
     let (_reporter, health) = tonic_health::server::health_reporter();
     let router = server::limited().add_service(health);
@@ -49,11 +55,15 @@ async fn serve() -> Port {
     Port { address, ca, count }
 }
 
-async fn check(address: SocketAddr, ca: &Authority) -> Result<ServingStatus, String> {
+async fn connect(address: SocketAddr, ca: &Authority) -> Result<Channel, String> {
     let tls =
         ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca.issued().cert_pem)).domain_name("localhost");
     let endpoint = Endpoint::from_shared(format!("https://{address}")).and_then(|it| it.tls_config(tls));
-    let channel = endpoint.map_err(|error| error.to_string())?.connect().await.map_err(|error| error.to_string())?;
+    endpoint.map_err(|error| error.to_string())?.connect().await.map_err(|error| error.to_string())
+}
+
+async fn check(address: SocketAddr, ca: &Authority) -> Result<ServingStatus, String> {
+    let channel = connect(address, ca).await?;
     let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
     Ok(answer.map_err(|status| status.to_string())?.into_inner().status())
 }
@@ -91,20 +101,57 @@ async fn plaintext_and_silence_are_cut_off() {
 }
 
 #[tokio::test]
+async fn whoever_does_not_sign_in_is_cut_off_whatever_he_does() {
+    let port = serve_with(Lifetimes { sign_in: Duration::from_secs(1), ..Lifetimes::default() }).await;
+    // He speaks HTTP/2, answers pings, keeps a stream open.
+    let channel = connect(port.address, &port.ca).await.expect("connected");
+    let watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("watching");
+    let mut watch = watch.into_inner();
+    watch.message().await.expect("the status").expect("one");
+    let end = tokio::time::timeout(PATIENCE, watch.message()).await.expect("cut off");
+    end.expect_err("not by a proper end");
+    // He says nothing at all after the handshake.
+    let silent = handshake(&port, &[b"h2"]).await;
+    assert!(hung_up(silent).await);
+}
+
+#[tokio::test]
+async fn one_source_holds_a_bounded_number_of_connections_without_signing_in() {
+    let port = serve().await;
+    let mut silent = Vec::new();
+    for _ in 0..NOT_SIGNED_IN_MAX {
+        silent.push(TcpStream::connect(port.address).await.expect("connected"));
+    }
+    let begun = Instant::now();
+    while port.count.open() < NOT_SIGNED_IN_MAX {
+        assert!(begun.elapsed() < Duration::from_secs(4), "{} connections are counted", port.count.open());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let begun = Instant::now();
+    assert!(hung_up(TcpStream::connect(port.address).await.expect("connected")).await);
+    assert!(begun.elapsed() < Duration::from_secs(2), "refused at once, not after the handshake's patience");
+}
+
+#[tokio::test]
 async fn a_client_without_http2_is_cut_off() {
     let port = serve().await;
+    let stream = handshake(&port, &[]).await;
+    assert!(hung_up(stream).await);
+}
+
+async fn handshake(port: &Port, protocols: &[&[u8]]) -> tokio_rustls::client::TlsStream<TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(port.ca.issued().cert_pem.as_bytes()).expect("PEM")).expect("a root");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let tcp = TcpStream::connect(port.address).await.expect("connected");
     let name = ServerName::try_from("localhost").expect("a name");
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS itself is fine");
-    assert!(hung_up(stream).await);
+    TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS itself is fine")
 }
 
 #[tokio::test]

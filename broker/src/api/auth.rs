@@ -7,7 +7,7 @@ use unibus_proto::v1::{
 };
 use unibus_raft_store::env::Env;
 
-use super::{Api, answer};
+use super::{Api, answer, caller};
 
 #[async_trait]
 impl<E: Env> AuthService for Api<E> {
@@ -20,6 +20,6 @@ impl<E: Env> AuthService for Api<E> {
     }
 
     async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
-        answer(self.service.who_am_i(&self.caller(&request).await?))
+        answer(self.service.who_am_i(&caller(&request)?))
     }
 }

@@ -8,7 +8,7 @@ use unibus_proto::v1::{
 };
 use unibus_raft_store::env::Env;
 
-use super::{Api, answer};
+use super::{Api, answer, caller};
 
 #[async_trait]
 impl<E: Env> ClusterService for Api<E> {
@@ -16,12 +16,12 @@ impl<E: Env> ClusterService for Api<E> {
         &self,
         request: Request<GetTopologyRequest>,
     ) -> Result<Response<GetTopologyResponse>, Status> {
-        self.caller(&request).await?;
+        caller(&request)?;
         Ok(Response::new(self.service.topology()))
     }
 
     async fn get_status(&self, request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
-        self.caller(&request).await?;
+        caller(&request)?;
         Ok(Response::new(self.service.status()))
     }
 
@@ -29,12 +29,12 @@ impl<E: Env> ClusterService for Api<E> {
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         answer(self.service.transfer_leader(&caller, request.into_inner()).await)
     }
 
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         answer(self.service.snapshot(&caller).await)
     }
 }

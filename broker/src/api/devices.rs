@@ -7,7 +7,7 @@ use unibus_proto::v1::{
 };
 use unibus_raft_store::env::Env;
 
-use super::{Api, answer};
+use super::{Api, answer, caller};
 
 #[async_trait]
 impl<E: Env> DeviceService for Api<E> {
@@ -15,7 +15,7 @@ impl<E: Env> DeviceService for Api<E> {
         &self,
         request: Request<PublishDeviceListRequest>,
     ) -> Result<Response<PublishDeviceListResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         answer(self.service.publish_device_list(&caller, request.into_inner()).await)
     }
 
@@ -23,7 +23,7 @@ impl<E: Env> DeviceService for Api<E> {
         &self,
         request: Request<GetDeviceListRequest>,
     ) -> Result<Response<GetDeviceListResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         answer(self.service.get_device_list(&caller, request.into_inner()).await)
     }
 }

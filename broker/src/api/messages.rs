@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{self, FuturesUnordered, Stream};
 use futures::{FutureExt, StreamExt};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tonic::{Request, Response, Status, Streaming, async_trait};
+use unibus_proto::id::RoomId;
 use unibus_proto::v1::message_service_server::MessageService;
 use unibus_proto::v1::{
     FetchRangeRequest, FetchRangeResponse, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
 };
 use unibus_raft_store::env::Env;
 
-use super::{Api, answer, to_status};
+use super::{Api, answer, caller, to_status};
 use crate::service::{Caller, Failure, Outcome, Service};
 
 /// Requests of a publish stream that are not answered yet; beyond it the stream is not read.
@@ -29,7 +29,7 @@ impl<E: Env> MessageService for Api<E> {
     type SubscribeStream = Answers<SubscribeResponse>;
 
     async fn publish(&self, request: Request<PublishRequest>) -> Result<Response<PublishResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         answer(self.service.publish(&caller, request.into_inner()).await)
     }
 
@@ -37,7 +37,7 @@ impl<E: Env> MessageService for Api<E> {
         &self,
         request: Request<Streaming<PublishRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         let publishing = PublishStream::new(self.service.clone(), caller, request.into_inner());
         let answers =
             stream::unfold(publishing, |mut publishing| async { Some((publishing.next().await?, publishing)) });
@@ -45,7 +45,7 @@ impl<E: Env> MessageService for Api<E> {
     }
 
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         let subscription = self.service.subscribe(&caller, request.into_inner()).await.map_err(to_status)?;
         let elements = stream::unfold(subscription, |mut subscription| async {
             Some((subscription.next().await?.map_err(to_status), subscription))
@@ -54,7 +54,7 @@ impl<E: Env> MessageService for Api<E> {
     }
 
     async fn fetch_range(&self, request: Request<FetchRangeRequest>) -> Result<Response<FetchRangeResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         answer(self.service.fetch_range(&caller, request.into_inner()).await)
     }
 }
@@ -67,7 +67,7 @@ struct PublishStream<E: Env> {
     ended: bool,
     unanswered: FuturesUnordered<BoxFuture<'static, PublishResponse>>,
     /// Per room, resolves when its last admitted request is answered.
-    last_of_room: BTreeMap<Bytes, oneshot::Receiver<()>>,
+    last_of_room: BTreeMap<RoomId, oneshot::Receiver<()>>,
 }
 
 impl<E: Env> PublishStream<E> {
@@ -105,19 +105,28 @@ impl<E: Env> PublishStream<E> {
     }
 
     async fn admit(&mut self, request: PublishRequest) {
-        let (tag, room) = (request.request, request.room_id.clone());
+        let (tag, room) = (request.request, RoomId::from_bytes(&request.room_id).ok());
         let outcome = match self.service.reauthenticate(&self.caller).await {
             Ok(()) => self.service.admit_publish(&self.caller, request).await.map(FutureExt::boxed),
             Err(failure) => Err(failure),
         };
         let (done, answered) = oneshot::channel();
-        let before = self.last_of_room.insert(room, answered);
-        self.unanswered.push(in_turn(tag, outcome, before, done).boxed());
+        forget_answered(&mut self.last_of_room);
+        let before = room.and_then(|room| self.last_of_room.insert(room, answered));
+        self.unanswered.push(in_turn(self.service.clone(), tag, outcome, before, done).boxed());
+    }
+}
+
+/// Whoever names a new room in each request must not make the node remember them all.
+fn forget_answered(last_of_room: &mut BTreeMap<RoomId, oneshot::Receiver<()>>) {
+    if last_of_room.len() > 2 * UNANSWERED_MAX {
+        last_of_room.retain(|_, answered| answered.try_recv() == Err(TryRecvError::Empty));
     }
 }
 
 /// Answers a request after the one before it in its room.
-async fn in_turn(
+async fn in_turn<E: Env>(
+    service: Service<E>,
     tag: u64,
     outcome: Outcome<BoxFuture<'static, Outcome<PublishResponse>>>,
     before: Option<oneshot::Receiver<()>>,
@@ -127,6 +136,9 @@ async fn in_turn(
         Ok(published) => published.await,
         Err(failure) => Err(failure),
     };
+    if let Err(failure) = &outcome {
+        service.counters().rejected(failure.code);
+    }
     if let Some(before) = before {
         // An error means that the one before was answered and dropped.
         drop(before.await);
@@ -137,4 +149,32 @@ async fn in_turn(
         failure: Some(failure.to_message()),
         ..PublishResponse::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rooms_whose_requests_were_answered_are_forgotten() {
+        let mut last_of_room = BTreeMap::new();
+        let mut open = Vec::new();
+        for n in 0..100_000_u32 {
+            let (done, answered) = oneshot::channel();
+            let mut room = RoomId([0; 16]);
+            room.0[..4].copy_from_slice(&n.to_le_bytes());
+            forget_answered(&mut last_of_room);
+            last_of_room.insert(room, answered);
+            match n {
+                0..UNANSWERED => open.push(done),
+                n if n % 2 == 0 => done.send(()).expect("it is remembered"),
+                _ => drop(done),
+            }
+        }
+        assert!(last_of_room.len() <= 2 * UNANSWERED_MAX + 1, "{} rooms are remembered", last_of_room.len());
+        let open_rooms = last_of_room.values_mut().filter_map(|answered| answered.try_recv().err());
+        assert_eq!(open_rooms.filter(|error| *error == TryRecvError::Empty).count(), open.len(), "those still count");
+    }
+
+    const UNANSWERED: u32 = UNANSWERED_MAX as u32;
 }

@@ -9,7 +9,9 @@ use unibus_proto::limits::BATCH_BYTES_MAX;
 use unibus_proto::log::PublishGroup;
 use unibus_proto::position::Sequence;
 use unibus_proto::row::RoomRow;
-use unibus_proto::v1::{Delivery, FetchRangeRequest, FetchRangeResponse, PublishRequest, PublishResponse};
+use unibus_proto::v1::{
+    Delivery, FetchRangeRequest, FetchRangeResponse, PublishOutcome, PublishRequest, PublishResponse, publish_outcome,
+};
 use unibus_raft_store::TimelineError;
 use unibus_raft_store::env::Env;
 
@@ -48,8 +50,10 @@ impl<E: Env> Service<E> {
             messages: request.messages,
         };
         let queued = self.shards().publish(shard, group)?;
+        let service = self.clone();
         Ok(async move {
             let published = queued.await?;
+            service.count_outcomes(&published.outcomes);
             Ok(PublishResponse {
                 request: tag,
                 outcomes: published.outcomes,
@@ -59,6 +63,16 @@ impl<E: Env> Service<E> {
                 failure: None,
             })
         })
+    }
+
+    fn count_outcomes(&self, outcomes: &[PublishOutcome]) {
+        for PublishOutcome { count, outcome, .. } in outcomes {
+            match outcome {
+                Some(publish_outcome::Outcome::Stored(_)) => self.counters().published(u64::from(*count)),
+                Some(publish_outcome::Outcome::Reject(reject)) => self.counters().rejected(reject.error_code()),
+                Some(publish_outcome::Outcome::Duplicate(_)) | None => {}
+            }
+        }
     }
 
     /// A range of a room's timeline.
@@ -75,6 +89,7 @@ impl<E: Env> Service<E> {
         // What was read may lie behind a removal that this node has applied since.
         let now = self.readable_here(caller.user()?.0, &wanted).ok_or_else(|| wanted.not_found())?;
         let deliveries = decode(&stored)?;
+        self.counters().delivered(deliveries.len());
         Ok(FetchRangeResponse { deliveries, floor: now.row.floor, head: now.row.next_sequence.saturating_sub(1) })
     }
 

@@ -12,6 +12,7 @@ pub mod auth;
 mod challenges;
 mod check;
 mod cluster;
+mod counters;
 mod devices;
 mod failure;
 mod messages;
@@ -38,6 +39,7 @@ use crate::shard::Shards;
 pub use auth::Caller;
 use auth::Tokens;
 use challenges::Challenges;
+pub use counters::{Counted, Counters};
 pub use failure::{Failure, Outcome};
 pub use parts::{NoVitals, ServiceParts, Vitals};
 pub use subscribe::Subscription;
@@ -59,6 +61,7 @@ struct Inner<E: Env> {
     registry: Arc<Registry>,
     challenges: Mutex<Challenges<E>>,
     tokens: Mutex<Tokens>,
+    counters: Counters,
     started: InstantOf<E>,
     /// Closed when the node stops: whoever waits on it is woken.
     running: Semaphore,
@@ -80,6 +83,7 @@ impl<E: Env> Service<E> {
                 registry,
                 challenges: Mutex::default(),
                 tokens: Mutex::default(),
+                counters: Counters::default(),
                 started: now::<E>(),
                 running: Semaphore::new(0),
             }),
@@ -98,6 +102,11 @@ impl<E: Env> Service<E> {
     /// This node's groups.
     pub fn shards(&self) -> &Shards<E> {
         &self.inner.shards
+    }
+
+    /// What has happened since the node started.
+    pub fn counters(&self) -> &Counters {
+        &self.inner.counters
     }
 
     /// Open subscriptions.

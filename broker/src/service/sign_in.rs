@@ -3,6 +3,7 @@
 use std::sync::{MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use unibus_machine::verify_bundle;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{DeviceId, GroupId, Handle};
 use unibus_proto::limits::{CLOCK_SKEW_MAX, TOKEN_LIFETIME_MAX};
@@ -37,6 +38,16 @@ impl<E: Env> Service<E> {
     /// Exchanges claims over a nonce of this node for a token. The nonce is used up before
     /// anything else is looked at, whatever comes of it.
     pub async fn sign_in(&self, request: SignInRequest) -> Outcome<SignInResponse> {
+        let signed_in = self.exchange(request).await;
+        match &signed_in {
+            // The first sign-in of a device begins like this.
+            Err(failure) if failure.code == ErrorCode::DeviceNotFound => {}
+            outcome => self.counters().signed_in(outcome.is_ok()),
+        }
+        signed_in
+    }
+
+    async fn exchange(&self, request: SignInRequest) -> Outcome<SignInResponse> {
         self.check_running()?;
         let signed = check::signed("claims", &request.claims)?;
         let claims: TokenClaims = signed.decode_unverified()?;
@@ -48,7 +59,8 @@ impl<E: Env> Service<E> {
         }
         let (user, device) = self.check_claims(&claims)?;
         self.check_user(&user).await?;
-        if request.device_list.is_some() {
+        if request.device_list.is_some() && self.bundle(&user, device).is_err() {
+            self.check_first_list(&user, device, signed, &request)?;
             self.put_first_list(&user, &request).await?;
         }
         let bundle = self.device_or_barrier(&user, device).await?;
@@ -90,6 +102,30 @@ impl<E: Env> Service<E> {
             Some(_) => Err(Failure::forbidden(format!("sign-in: user {user} is revoked; an admin can reinstate it"))),
             None => Err(Failure::unauthenticated(format!("sign-in: user {user} is unknown; ask an admin to add it"))),
         }
+    }
+
+    /// Nobody has signed in yet: only whoever holds the key of a device that comes along may cost the
+    /// cluster a log entry. Lists and bundles are no secret, so having them proves nothing.
+    fn check_first_list(
+        &self,
+        user: &Handle,
+        device: DeviceId,
+        claims: &Signed,
+        request: &SignInRequest,
+    ) -> Outcome<()> {
+        let (cluster, user_key) = (self.inner.parts.identity.cluster, self.known_user(user)?.user_key);
+        let found = request.bundles.iter().find_map(|bundle| {
+            let named: DeviceBundle = bundle.decode_unverified().ok()?;
+            (named.device_id == device.0[..]).then_some(bundle)
+        });
+        let bundle = found.ok_or_else(|| {
+            Failure::invalid(format!(
+                "bundles: none is of device {device}, which signs in; send its bundle with the list"
+            ))
+        })?;
+        let key = verify_bundle(cluster, bundle, user, &user_key)?.bundle.ed25519_key;
+        let proved = claims.verify::<TokenClaims>(cluster, &[&key]).map(drop);
+        proved.map_err(|error| Failure::unauthenticated(format!("sign-in: {error}; sign with the device's key")))
     }
 
     async fn put_first_list(&self, user: &Handle, request: &SignInRequest) -> Outcome<()> {

@@ -114,3 +114,28 @@ async fn users_are_managed_by_admins_only_and_never_overwritten() {
     let too_many = service.list_users(&Caller::Local, page(1_001, "")).await.expect_err("a page of 1,001").code;
     assert_eq!(too_many, ErrorCode::Invalid);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_list_costs_nothing_without_the_key_of_its_device() {
+    let cluster = Cluster::start(1).await;
+    let service = cluster.service(1);
+    let (alice, mallory) = (identity("alice"), identity("mallory"));
+    service.add_user(&Caller::Local, add_user(&alice, UserRole::Member)).await.unwrap();
+    let entries = || -> u64 {
+        let indexes = service.shards().ids().map(|group| service.shards().group(group).unwrap().status().last_index);
+        indexes.sum()
+    };
+    let before = entries();
+    let stolen = sign_in_with_list(&alice, &claims(&service, &alice));
+    let forged = Signed::sign(CLUSTER, &claims(&service, &alice), &[&mallory.device_key]);
+    let forged = SignInRequest { claims: Some(forged), ..stolen.clone() };
+    assert_eq!(service.sign_in(forged).await.expect_err("forged").code, ErrorCode::Unauthenticated);
+    let without = SignInRequest { claims: Some(signed(&alice, &claims(&service, &alice))), bundles: vec![], ..stolen };
+    assert_eq!(service.sign_in(without).await.expect_err("no bundle").code, ErrorCode::Invalid);
+    assert_eq!(entries(), before, "nothing was proposed");
+    service.sign_in(sign_in_with_list(&alice, &claims(&service, &alice))).await.unwrap();
+    let listed = entries();
+    assert!(listed > before);
+    service.sign_in(sign_in_with_list(&alice, &claims(&service, &alice))).await.unwrap();
+    assert_eq!(entries(), listed, "a list that is there already costs nothing");
+}

@@ -129,6 +129,7 @@ impl<E: Env> Subscription<E> {
         let fresh: Vec<StoredDelivery> = fresh.take_while(|entry| entry.sequence.0 < end).cloned().collect();
         let Some(last) = fresh.last() else { return Ok(()) };
         followed.next = last.sequence.0 + 1;
+        self.service.counters().delivered(fresh.len());
         if followed.target.is_some_and(|target| followed.next >= target) {
             followed.target = None;
             self.targets -= 1;
