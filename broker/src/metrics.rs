@@ -12,6 +12,8 @@ use prometheus_client::registry::Registry;
 use unibus_proto::id::GroupId;
 use unibus_proto::v1::NodeStatus;
 
+use crate::service::Counted;
+
 /// A node at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
@@ -23,6 +25,10 @@ pub struct Sample {
     pub wal_bytes_total: u64,
     /// Clients connected over TLS.
     pub connections: u64,
+    /// What clients did.
+    pub counted: Counted,
+    /// Certificates and the seconds until each expires; below 0 when it has.
+    pub certificates: Vec<(&'static str, i64)>,
 }
 
 type Labels = [(&'static str, String); 1];
@@ -45,10 +51,31 @@ pub fn render(sample: &Sample) -> Result<String, fmt::Error> {
     seconds(&mut registry, "uptime_seconds", "Time since the process started", status.uptime_ms, 1e3);
     counter(&mut registry, "wal_rounds", "Writes of the log, each with one fsync", sample.wal_rounds_total);
     counter(&mut registry, "wal_bytes", "Bytes written to the log", sample.wal_bytes_total);
+    clients(&mut registry, &sample.counted);
+    let certificates = Family::<Labels, Integers>::default();
+    for (name, seconds) in &sample.certificates {
+        certificates.get_or_create(&[("certificate", (*name).into())]).set(*seconds);
+    }
+    registry.register("certificate_expiry_seconds", "Seconds until a certificate expires", certificates);
     groups(&mut registry, status);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
+}
+
+fn clients(registry: &mut Registry, counted: &Counted) {
+    counter(registry, "published", "Messages stored for clients of this node", counted.published);
+    counter(registry, "deliveries", "Timeline entries handed to clients of this node", counted.delivered);
+    let sign_ins = Family::<Labels, Counter>::default();
+    for (result, count) in [("ok", counted.sign_ins), ("failed", counted.sign_ins_failed)] {
+        sign_ins.get_or_create(&[("result", result.into())]).inc_by(count);
+    }
+    registry.register("sign_ins", "Sign-ins", sign_ins);
+    let rejected = Family::<Labels, Counter>::default();
+    for (code, count) in &counted.rejected {
+        rejected.get_or_create(&[("code", code.as_str().into())]).inc_by(*count);
+    }
+    registry.register("rejected", "Requests and messages that were refused", rejected);
 }
 
 fn groups(registry: &mut Registry, status: &NodeStatus) {
@@ -101,6 +128,7 @@ fn signed(value: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use unibus_proto::code::ErrorCode;
     use unibus_proto::v1::ReplicaStatus;
 
     use super::*;
@@ -114,7 +142,16 @@ mod tests {
             replicas: vec![replica(0, 7), replica(1, 9)],
             ..NodeStatus::default()
         };
-        let text = render(&Sample { status, wal_bytes_total: 4711, ..Sample::default() }).expect("rendered");
+        let counted = Counted {
+            published: 5,
+            delivered: 15,
+            sign_ins: 2,
+            rejected: [(ErrorCode::Invalid, 3)].into(),
+            ..Counted::default()
+        };
+        let certificates = vec![("peer", 86_400), ("client", -1)];
+        let sample = Sample { status, wal_bytes_total: 4711, counted, certificates, ..Sample::default() };
+        let text = render(&sample).expect("rendered");
         for line in [
             "unibus_build_info{version=\"1.2.3\"} 1",
             "unibus_group_applied_index{group=\"meta\"} 7",
@@ -123,6 +160,13 @@ mod tests {
             "unibus_fsync_seconds 0.0015",
             "unibus_wal_bytes_total 4711",
             "unibus_ready 1",
+            "unibus_published_total 5",
+            "unibus_deliveries_total 15",
+            "unibus_sign_ins_total{result=\"ok\"} 2",
+            "unibus_sign_ins_total{result=\"failed\"} 0",
+            "unibus_rejected_total{code=\"INVALID\"} 3",
+            "unibus_certificate_expiry_seconds{certificate=\"peer\"} 86400",
+            "unibus_certificate_expiry_seconds{certificate=\"client\"} -1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }

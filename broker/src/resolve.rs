@@ -2,7 +2,9 @@
 //! so that what the check passes also starts.
 #![allow(clippy::disallowed_methods)] // Production only: sockets, names, the date.
 
+use std::fs;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,6 +44,8 @@ pub struct Resolved {
     pub timing: Option<[std::time::Duration; 3]>,
     /// Bytes of the first datagrams.
     pub initial_mtu: Option<u16>,
+    /// When each certificate expires, in seconds since the Unix epoch.
+    pub certificates_expire: Vec<(&'static str, i64)>,
 }
 
 /// Loads and checks everything that `file` names, which lies at `path`. All problems are found at once.
@@ -62,15 +66,17 @@ pub fn resolve(path: &Path, file: &NodeFile) -> Result<Resolved, Vec<String>> {
     let client = problems.take(Material::load(&at(&tls.client_cert), &at(&tls.client_key), &at(&tls.client_ca)));
     let sign_key = problems.take(config::read_sign_key(&at(&tls.sign_key)));
     let client_tls = client.as_ref().and_then(|material| problems.take(tls::client_server(material)));
+    problems.take(check_private_dir(&at(&file.data_dir)));
+    let mut certificates_expire = Vec::new();
     if let Some(material) = &peer_tls {
         problems.take(tls::peer_server(material).map(drop));
-        problems.check_dates("tls.peer_cert", &material.chain);
+        certificates_expire.extend(problems.check_dates("tls.peer_cert", &material.chain).map(|at| ("peer", at)));
         if let Some(plan) = &plan {
             problems.take(check_peer_name(plan, file.node_id, material));
         }
     }
     if let Some(material) = &client {
-        problems.check_dates("tls.client_cert", &material.chain);
+        certificates_expire.extend(problems.check_dates("tls.client_cert", &material.chain).map(|at| ("client", at)));
     }
     if let (Some(plan), Some(key)) = (&plan, &sign_key) {
         problems.take(check_sign_key(plan, file.node_id, key));
@@ -89,6 +95,7 @@ pub fn resolve(path: &Path, file: &NodeFile) -> Result<Resolved, Vec<String>> {
             sign_key: sign_key?,
             timing: timing?,
             initial_mtu: file.quic.as_ref().and_then(|quic| quic.initial_mtu),
+            certificates_expire,
         })
     };
     if problems.0.is_empty() { resolved().ok_or(problems.0) } else { Err(problems.0) }
@@ -143,6 +150,22 @@ fn check_peer_name(plan: &Plan, node: u64, material: &Material) -> Result<(), St
     ))
 }
 
+/// The directory holds messages and the local socket: nobody else may look into it. A missing one is made
+/// with the right mode.
+fn check_private_dir(path: &Path) -> Result<(), String> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_dir() => Err(format!("data_dir: {} is no directory", path.display())),
+        Ok(found) if found.permissions().mode() & 0o077 != 0 => {
+            let mode = found.permissions().mode() & 0o777;
+            Err(format!(
+                "data_dir: mode of {path} is {mode:o}, expected 700 or stricter, it holds messages: run chmod 700 {path}",
+                path = path.display()
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_sign_key(plan: &Plan, node: u64, key: &SigningKey) -> Result<(), String> {
     let planned = plan.node(NodeId(node)).map(|node| node.sign_key);
     if planned == Some(key.verifying_key().to_bytes()) {
@@ -163,14 +186,17 @@ impl Problems {
         result.map_err(|error| self.add(error.to_string())).ok()
     }
 
-    fn check_dates(&mut self, key: &str, chain: &[CertificateDer<'_>]) {
+    /// When the leaf expires.
+    fn check_dates(&mut self, key: &str, chain: &[CertificateDer<'_>]) -> Option<i64> {
         let Some(Ok((_, leaf))) = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf)) else {
-            return self.add(format!("{key}: the certificate cannot be parsed"));
+            self.add(format!("{key}: the certificate cannot be parsed"));
+            return None;
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let (from, to) = (leaf.validity().not_before, leaf.validity().not_after);
         if from.timestamp() > now.cast_signed() || to.timestamp() < now.cast_signed() {
             self.add(format!("{key}: valid from {from} to {to}, which is not now; renew it, or set the clock"));
         }
+        Some(to.timestamp())
     }
 }

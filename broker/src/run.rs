@@ -5,8 +5,9 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,6 +32,7 @@ const HEALTH_EVERY: Duration = Duration::from_millis(500);
 
 /// Runs a node until it is told to stop (`Ok`) or must (`Err`, with the reason).
 pub async fn run(resolved: Resolved, stop: impl Future<Output = ()>) -> Result<(), String> {
+    forbid_core_dumps().map_err(|error| format!("switch core dumps off: {error}"))?;
     let data_dir = resolved.data_dir.clone();
     let ports = Ports::open(&resolved).await?;
     let net = bind_peer_port(&resolved)?;
@@ -45,7 +47,8 @@ pub async fn run(resolved: Resolved, stop: impl Future<Output = ()>) -> Result<(
     );
     let config = node_config(&resolved, net.1);
     let node = Node::start(env, config, resolved.sign_key).await.map_err(|error| error.to_string())?;
-    probed.set(NodeProbe { node: node.clone(), connections: ports.client.connections() });
+    let certificates = resolved.certificates_expire;
+    probed.set(NodeProbe { node: node.clone(), connections: ports.client.connections(), certificates });
     let local = open_local(&data_dir)?;
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(node.clone(), health));
@@ -64,12 +67,21 @@ pub async fn run(resolved: Resolved, stop: impl Future<Output = ()>) -> Result<(
         stopping.send(true).ok();
         let served = async { (local.await.ok(), client.await.ok()) };
         if tokio::time::timeout(DRAIN_PATIENCE, served).await.is_err() {
-            tracing::info!("requests were still open after {DRAIN_PATIENCE:?}");
+            tracing::info!("requests were still open after {} s", DRAIN_PATIENCE.as_secs());
         }
         net.0.close().await;
         tracing::info!("stopped");
     }
     outcome
+}
+
+/// A core dump would hold the node's keys and its users' messages. The limit is for plain files and is kept
+/// by child processes; a handler that the kernel pipes dumps to may ignore it, so the process is made
+/// undumpable as well: attaching a debugger or `strace -p` then needs root.
+fn forbid_core_dumps() -> io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
 }
 
 struct Ports {
@@ -148,6 +160,8 @@ async fn report_health(node: Node<ProductionEnv>, health: tonic_health::server::
 struct NodeProbe {
     node: Node<ProductionEnv>,
     connections: ConnectionCount,
+    /// When each expires, in seconds since the Unix epoch.
+    certificates: Vec<(&'static str, i64)>,
 }
 
 impl Probe for NodeProbe {
@@ -157,11 +171,14 @@ impl Probe for NodeProbe {
 
     fn sample(&self) -> Sample {
         let wal = self.node.store().wal().stats();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
         Sample {
             status: self.node.service().local_status(),
             wal_rounds_total: wal.rounds,
             wal_bytes_total: wal.bytes,
             connections: self.connections.open() as u64,
+            counted: self.node.service().counters().now(),
+            certificates: self.certificates.iter().map(|&(name, expires)| (name, expires - now)).collect(),
         }
     }
 }

@@ -220,3 +220,27 @@ fn taken_ports_and_unknown_names_are_found_before_the_start() {
     let problems = resolve::check_surroundings(&resolved).join("\n");
     assert!(problems.contains("no-such-host.invalid") && problems.contains("listen.client"), "{problems}");
 }
+
+#[test]
+fn what_others_could_read_is_refused_with_the_remedy() {
+    let planned = planned();
+    let (path, file) = load(&planned.out.join("n1"));
+    resolve::resolve(&path, &file).map(drop).expect("fine as it was planned");
+    let folder = planned.out.join("n1");
+    let mode =
+        |name: &str, mode| fs::set_permissions(folder.join(name), fs::Permissions::from_mode(mode)).expect("set");
+    for key in ["peer.key", "client.key", "sign.key"] {
+        mode(key, 0o640);
+        let problems = resolve::resolve(&path, &file).map(drop).expect_err("readable by the group");
+        assert!(problems.len() == 1 && problems[0].contains(key) && problems[0].contains("chmod 600"), "{problems:?}");
+        mode(key, 0o400);
+    }
+    fs::create_dir(folder.join("data")).expect("made");
+    mode("data", 0o750);
+    let problems = resolve::resolve(&path, &file).map(drop).expect_err("the group may look into it");
+    assert!(problems.len() == 1 && problems[0].contains("chmod 700"), "{problems:?}");
+    mode("data", 0o700);
+    let resolved = resolve::resolve(&path, &file).map_err(|problems| problems.join(", ")).expect("repaired");
+    let names: Vec<&str> = resolved.certificates_expire.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["peer", "client"]);
+}

@@ -85,6 +85,9 @@ fn dev_heals_stops_and_resumes() {
     assert!(failure(&second).contains("in use"), "{second:?}");
 
     let killed = dev.pid("n2").expect("a pid");
+    let limits = fs::read_to_string(format!("/proc/{killed}/limits")).expect("the limits of a process");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("one of them");
+    assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
     signal(killed, Signal::KILL);
     let healed = until("n2 is started again", || dev.pid("n2").filter(|&pid| pid != killed && is_running(pid)));
     let pids: Vec<u32> = ["n1", "n3"].iter().filter_map(|node| dev.pid(node)).chain([healed]).collect();
