@@ -67,9 +67,17 @@ pub struct Segments<E: Env> {
     dir: PathBuf,
     tail_bytes_max: u64,
     ledger: Mutex<Ledger>,
-    files: Mutex<BTreeMap<u64, <E::Disk as Disk>::File>>,
+    files: Mutex<OpenFiles<E>>,
     /// Held while files are written or exchanged; knows the files with unsynced bytes.
     writer: tokio::sync::Mutex<BTreeSet<u64>>,
+}
+
+/// Files that are open, by segment.
+struct OpenFiles<E: Env> {
+    by_segment: BTreeMap<u64, <E::Disk as Disk>::File>,
+    /// Counts the snapshots that put other files in their places: one that was being opened meanwhile may
+    /// be a file that no longer has a name.
+    epoch: u64,
 }
 
 /// The file of segment `id` in `dir`.
@@ -94,7 +102,7 @@ impl<E: Env> Segments<E> {
             dir,
             tail_bytes_max,
             ledger: Mutex::new(ledger),
-            files: Mutex::new(BTreeMap::new()),
+            files: Mutex::new(OpenFiles { by_segment: BTreeMap::new(), epoch: 0 }),
             writer: tokio::sync::Mutex::new(BTreeSet::new()),
         })
     }
@@ -104,7 +112,9 @@ impl<E: Env> Segments<E> {
         let mut unsynced = self.writer.lock().await;
         let ledger = Box::pin(load::load(&self.env, &self.dir, self.place, manifest)).await?;
         *self.ledger() = ledger;
-        self.files().clear();
+        let mut files = self.files();
+        files.by_segment.clear();
+        files.epoch += 1;
         unsynced.clear();
         Ok(())
     }
@@ -166,7 +176,10 @@ impl<E: Env> Segments<E> {
     }
 
     async fn file(&self, segment: u64, mode: OpenMode) -> io::Result<<E::Disk as Disk>::File> {
-        let known = self.files().get(&segment).cloned();
+        let (known, epoch) = {
+            let files = self.files();
+            (files.by_segment.get(&segment).cloned(), files.epoch)
+        };
         if let Some(file) = known {
             return Ok(file);
         }
@@ -174,10 +187,12 @@ impl<E: Env> Segments<E> {
         let mode = if mode == OpenMode::Read { OpenMode::Write } else { mode };
         let file = self.env.disk().open(&segment_path(&self.dir, segment), mode).await?;
         let mut files = self.files();
-        if files.len() >= FILES_MAX {
-            files.pop_first();
+        if files.epoch == epoch {
+            if files.by_segment.len() >= FILES_MAX {
+                files.by_segment.pop_first();
+            }
+            files.by_segment.insert(segment, file.clone());
         }
-        files.insert(segment, file.clone());
         Ok(file)
     }
 
@@ -185,7 +200,7 @@ impl<E: Env> Segments<E> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn files(&self) -> MutexGuard<'_, BTreeMap<u64, <E::Disk as Disk>::File>> {
+    fn files(&self) -> MutexGuard<'_, OpenFiles<E>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
