@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod history;
+mod inflict;
 pub mod invariants;
 pub mod plan;
 pub mod record;

@@ -1,8 +1,8 @@
 //! One run: form a cluster, load it, hurt it, heal it, let it settle, cut the power, judge.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use openraft_rt::AsyncRuntime;
@@ -16,7 +16,7 @@ use unibus_proto::v1::{AddUserRequest, DeviceKind, UserRole};
 use crate::cluster::{Cluster, client_address};
 use crate::history::{Entry, Outcome};
 use crate::invariants::{self, Violation};
-use crate::plan::{Fault, Plan};
+use crate::plan::Plan;
 use crate::record::{self, Recorder};
 use crate::sim::executor::Domain;
 use crate::sim::grpc::SimPlatform;
@@ -55,6 +55,11 @@ pub struct Report {
     pub digest: (u64, u64),
     /// The last events worth reading.
     pub last_events: Vec<String>,
+}
+
+/// Locks what no panic leaves half changed.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn liveness(what: String) -> Violation {
@@ -120,12 +125,12 @@ pub struct Run {
     pub cluster: Cluster,
     /// The history.
     pub recorder: Recorder,
-    handle: Handle,
+    pub(crate) handle: Handle,
     seed: u64,
     load: Load,
     identity: Identity,
-    fired: Arc<std::sync::Mutex<BTreeMap<&'static str, u64>>>,
-    clients: Arc<std::sync::Mutex<Vec<Endpoint>>>,
+    pub(crate) fired: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    pub(crate) clients: Arc<Mutex<Vec<Endpoint>>>,
 }
 
 impl Run {
@@ -146,13 +151,13 @@ impl Run {
 
     /// The faults that hit so far, by kind.
     pub fn fired(&self) -> BTreeMap<&'static str, u64> {
-        self.fired.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        locked(&self.fired).clone()
     }
 
     fn platform(&self, number: u64) -> SimPlatform {
         let platform =
             SimPlatform::new(self.seed, number, self.cluster.hub().clone(), self.cluster.listeners().clone());
-        self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(platform.endpoint());
+        locked(&self.clients).push(platform.endpoint());
         platform
     }
 
@@ -226,7 +231,7 @@ impl Run {
     /// Publishes one message as a client of its own, and waits for the answer.
     pub async fn publish(&self, room: RoomId, body: &'static str) -> Outcome {
         // A number of its own: two clients with one random stream would mint the same producer.
-        let number = 400 + self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).len() as u64;
+        let number = 400 + locked(&self.clients).len() as u64;
         let client = self.load.connect(&self.platform(number), &self.identity, None).await;
         workload::publish_one(&self.load, &client, room, body).await
     }
@@ -405,90 +410,5 @@ impl Run {
                 entries.push(record::of_stored(&stored.bytes).map_err(broken)?);
             }
         }
-    }
-
-    async fn inflict(&self, fault: Fault) {
-        let (kind, hit) = (kind(&fault), self.apply(fault).await);
-        if hit {
-            *self.fired.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).entry(kind).or_default() += 1;
-        }
-    }
-
-    /// Applies a fault and ends it; false when it had no target.
-    async fn apply(&self, fault: Fault) -> bool {
-        let cluster = &self.cluster;
-        let sleep = |millis| SimRuntime::sleep(Duration::from_millis(millis));
-        match fault {
-            Fault::Kill { target, down_ms } | Fault::PowerCut { target, down_ms } => {
-                let power = matches!(fault, Fault::PowerCut { .. });
-                let Some(id) = cluster.resolve(target) else { return false };
-                cluster.kill(id, power);
-                sleep(down_ms).await;
-                cluster.start(id);
-            }
-            Fault::PowerCutAll { down_ms } => {
-                cluster.ids().into_iter().for_each(|id| cluster.kill(id, true));
-                let mut order: Vec<_> = cluster.ids().into_iter().zip(down_ms).collect();
-                order.sort_by_key(|(_, down)| *down);
-                let mut slept = 0;
-                for (id, down) in order {
-                    sleep(down - slept).await;
-                    slept = down;
-                    cluster.start(id);
-                }
-            }
-            Fault::Isolate { target, clients, for_ms } => {
-                let Some(id) = cluster.resolve(target) else { return false };
-                self.handle.note(&format!("n{id} is isolated"));
-                let mut others: Vec<_> =
-                    cluster.ids().into_iter().filter(|other| *other != id).map(Endpoint::node).collect();
-                if clients {
-                    others.extend(self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter());
-                }
-                let (hub, here) = (cluster.hub(), Endpoint::node(id));
-                for other in &others {
-                    hub.cut(here, *other);
-                    hub.cut(*other, here);
-                }
-                sleep(for_ms).await;
-                for other in &others {
-                    hub.heal(here, *other);
-                    hub.heal(*other, here);
-                }
-            }
-            Fault::OneWay { from, to, for_ms } => {
-                self.handle.note(&format!("n{from} -> n{to} is cut"));
-                cluster.hub().cut(Endpoint::node(from), Endpoint::node(to));
-                sleep(for_ms).await;
-                cluster.hub().heal(Endpoint::node(from), Endpoint::node(to));
-            }
-            Fault::Break { a, b } => cluster.hub().break_pair(Endpoint::node(a), Endpoint::node(b), "connection lost"),
-            Fault::SlowDisk { target, for_ms } => {
-                let Some(id) = cluster.resolve(target) else { return false };
-                self.handle.note(&format!("n{id} has a slow disk"));
-                cluster.set_slow(id, true);
-                sleep(for_ms).await;
-                cluster.set_slow(id, false);
-            }
-            Fault::Clock { target, error_ms } => {
-                let Some(id) = cluster.resolve(target) else { return false };
-                self.handle.note(&format!("n{id}'s clock is wrong by {error_ms} ms"));
-                cluster.set_clock(id, error_ms);
-            }
-        }
-        true
-    }
-}
-
-fn kind(fault: &Fault) -> &'static str {
-    match fault {
-        Fault::Kill { .. } => "kill",
-        Fault::PowerCut { .. } => "power-cut",
-        Fault::PowerCutAll { .. } => "power-cut-all",
-        Fault::Isolate { .. } => "isolate",
-        Fault::OneWay { .. } => "one-way",
-        Fault::Break { .. } => "break",
-        Fault::SlowDisk { .. } => "slow-disk",
-        Fault::Clock { .. } => "clock",
     }
 }
