@@ -4,15 +4,16 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
-use unibus_machine::{Event, StoredDelivery};
+use unibus_machine::StoredDelivery;
 use unibus_proto::id::RoomId;
 use unibus_proto::limits::SUBSCRIBER_QUEUE_BYTES_MAX;
-use unibus_raft_store::AppliedEntry;
 
 /// Notices about members and access that may wait: beyond it the subscription is closed, resumable.
 const NOTICES_MAX: usize = 10_000;
 /// What a queued item costs beside the bytes that it holds on to.
 const ITEM_BYTES: usize = 64;
+/// What each entry costs beside its bytes.
+const ENTRY_BYTES: usize = size_of::<StoredDelivery>();
 
 /// Something for a subscription, in log order within a group.
 #[derive(Clone, Debug)]
@@ -21,10 +22,9 @@ pub enum Item {
     Entries {
         /// The room.
         room: RoomId,
-        /// The applied entry that holds them, shared by all subscribers.
-        entry: Arc<AppliedEntry>,
-        /// Which of its events.
-        at: usize,
+        /// The entries, shared by all subscribers of the room. Not the log entry that brought them: a slow
+        /// subscriber of a quiet room would hold on to the bodies of all others.
+        deliveries: Arc<[StoredDelivery]>,
     },
     /// From here on the subscriber is, or is no longer, a member of the room.
     Member {
@@ -40,27 +40,16 @@ pub enum Item {
 }
 
 impl Item {
-    /// The entries of the `at`-th event of `entry`, which must be `Appended`.
-    pub fn entries(entry: Arc<AppliedEntry>, at: usize) -> Self {
-        match &entry.events[at] {
-            Event::Appended { room, .. } => Self::Entries { room: *room, entry, at },
-            other => unreachable!("only appended entries are delivered, not {other:?}"),
-        }
-    }
-
     /// The entries that it carries.
     pub fn deliveries(&self) -> &[StoredDelivery] {
         match self {
-            Self::Entries { entry, at, .. } => match &entry.events[*at] {
-                Event::Appended { deliveries, .. } => deliveries,
-                _ => &[],
-            },
-            _ => &[],
+            Self::Entries { deliveries, .. } => deliveries,
+            Self::Member { .. } | Self::Access | Self::Reset => &[],
         }
     }
 
     fn bytes(&self) -> usize {
-        ITEM_BYTES + self.deliveries().iter().map(|delivery| delivery.bytes.len()).sum::<usize>()
+        ITEM_BYTES + self.deliveries().iter().map(|delivery| ENTRY_BYTES + delivery.bytes.len()).sum::<usize>()
     }
 }
 
@@ -166,7 +155,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use unibus_proto::id::GroupId;
     use unibus_proto::position::Sequence;
 
     use super::*;
@@ -175,11 +163,7 @@ mod tests {
 
     fn entries(room: RoomId, sequence: u64, bytes: usize) -> Item {
         let delivery = StoredDelivery { sequence: Sequence(sequence), at_ms: 1, bytes: vec![0; bytes].into() };
-        let event = Event::Appended { segment: 0, room, deliveries: vec![delivery] };
-        Item::entries(
-            Arc::new(AppliedEntry { index: sequence, group: GroupId(1), events: vec![event], reset: false }),
-            0,
-        )
+        Item::Entries { room, deliveries: [delivery].into() }
     }
 
     #[test]
