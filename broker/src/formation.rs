@@ -186,7 +186,7 @@ impl<E: Env> Formation<E> {
             self.initialize(groups, &members).await;
             self.register(shards, &members).await;
         } else {
-            self.await_formation(shards).await?;
+            self.await_formation(groups, shards).await?;
         }
         self.wait_for(None);
         Ok(())
@@ -252,13 +252,18 @@ impl<E: Env> Formation<E> {
         }
     }
 
-    async fn await_formation(&self, shards: &Shards<E>) -> Result<(), FormationError> {
+    async fn await_formation(&self, groups: &[Group<E>], shards: &Shards<E>) -> Result<(), FormationError> {
         let initializer = self.describe(self.plan.initializer());
         while !registered(shards) {
             match self.promise() {
                 None => {
                     self.wait_for(Some(format!("{initializer} to ask for this node's promise")));
                     self.refuse_if_formed().await?;
+                }
+                Some(_) if self.leads_members(shards) => {
+                    let members = shards.meta().members().collect();
+                    self.initialize(groups, &members).await;
+                    self.register(shards, &members).await;
                 }
                 Some(_) => {
                     self.wait_for(Some(format!("{initializer} to form the cluster, for which it needs all nodes")))
@@ -267,6 +272,14 @@ impl<E: Env> Formation<E> {
             sleep::<E>(PAUSE).await;
         }
         self.confirm(shards).await
+    }
+
+    /// Whether this node leads meta, and with the nodes of the plan: then the initializer got so far and no
+    /// further, and may never come back. What it left open is the same whoever does it, and however often.
+    fn leads_members(&self, shards: &Shards<E>) -> bool {
+        let members: BTreeMap<_, _> = shards.meta().members().collect();
+        let is_own = members.get(&self.identity.node) == Some(&self.identity.directory);
+        is_own && shards.meta().is_leader() && self.plan.nodes.iter().map(|node| &node.id).eq(members.keys())
     }
 
     /// Compares the membership with this directory and writes the members down.

@@ -1,5 +1,6 @@
 //! A cluster in this process, and users who talk to it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,33 +34,41 @@ pub struct Cluster {
     _dirs: Vec<TempDir>,
 }
 
-fn sign_key(node: u64) -> SigningKey {
+pub fn sign_key(node: u64) -> SigningKey {
     SigningKey::from_bytes(&sha256(&node.to_le_bytes()))
+}
+
+/// Nodes 1..=nodes and two shards.
+pub fn plan(nodes: u64) -> Plan {
+    let planned = (1..=nodes).map(|id| PlanNode {
+        id: NodeId(id),
+        name: format!("n{id}"),
+        peer_address: format!("peer{id}:1"),
+        client_address: format!("client{id}:1"),
+        sign_key: sign_key(id).verifying_key().to_bytes(),
+    });
+    Plan { cluster: CLUSTER, shards: 2, nodes: planned.collect() }
+}
+
+pub fn node_config(node: NodeId, plan: Plan, dir: &Path) -> NodeConfig {
+    let mut store = StoreConfig::default();
+    store.wal.file_bytes = 4 << 20;
+    store.wal.spare_files = 0;
+    // Wide enough for a machine that builds something else at the same time.
+    store.raft.election_min = Duration::from_millis(600);
+    store.raft.election_max = Duration::from_millis(1_000);
+    NodeConfig { node, plan, data_dir: dir.into(), store, version: "test".into() }
 }
 
 impl Cluster {
     /// A formed cluster of nodes 1..=nodes with two shards.
     pub async fn start(nodes: u64) -> Self {
-        let planned = (1..=nodes).map(|id| PlanNode {
-            id: NodeId(id),
-            name: format!("n{id}"),
-            peer_address: format!("peer{id}:1"),
-            client_address: format!("client{id}:1"),
-            sign_key: sign_key(id).verifying_key().to_bytes(),
-        });
-        let plan = Plan { cluster: CLUSTER, shards: 2, nodes: planned.collect() };
+        let plan = plan(nodes);
         let hub = Arc::new(Hub::default());
         let (mut running, mut dirs) = (Vec::new(), Vec::new());
         for id in (1..=nodes).map(NodeId) {
             let dir = tempfile::tempdir().unwrap();
-            let mut store = StoreConfig::default();
-            store.wal.file_bytes = 4 << 20;
-            store.wal.spare_files = 0;
-            // Wide enough for a machine that builds something else at the same time.
-            store.raft.election_min = Duration::from_millis(600);
-            store.raft.election_max = Duration::from_millis(1_000);
-            let version = "test".into();
-            let config = NodeConfig { node: id, plan: plan.clone(), data_dir: dir.path().into(), store, version };
+            let config = node_config(id, plan.clone(), dir.path());
             running.push(Box::pin(Node::start(hub.env(id), config, sign_key(id.0))).await.unwrap());
             dirs.push(dir);
         }

@@ -7,6 +7,7 @@ mod cluster;
 mod failover;
 mod grpc;
 mod net;
+mod orphan;
 mod publish;
 mod rooms;
 mod subscribe;
