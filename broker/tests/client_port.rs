@@ -11,11 +11,12 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 use unibus_broker::admin::{self, Probe, Probed};
-use unibus_broker::api::connection::NOT_SIGNED_IN_MAX;
+use unibus_broker::api::connection::{Connection, NOT_SIGNED_IN_MAX};
 use unibus_broker::certs::{Authority, Validity};
 use unibus_broker::local::{LocalSocket, SOCKET_NAME};
 use unibus_broker::metrics::Sample;
@@ -50,7 +51,15 @@ async fn serve_with(lifetimes: Lifetimes) -> Port {
     let port = port.with_lifetimes(lifetimes);
     let (address, count) = (port.local_addr().expect("bound"), port.connections());
     let (_reporter, health) = tonic_health::server::health_reporter();
-    let router = server::limited().add_service(health);
+    // Stands in for a token: what the gate does with a good one.
+    let signs_in = |request: tonic::Request<()>| {
+        if request.metadata().contains_key("signs-in") {
+            let connection = request.extensions().get::<Connection>().expect("every request has its connection");
+            connection.used_by(&"alice".parse().expect("a handle")).expect("the first");
+        }
+        Ok(request)
+    };
+    let router = server::limited().add_service(InterceptedService::new(health, signs_in));
     tokio::spawn(port.serve(router, std::future::pending()));
     Port { address, ca, count }
 }
@@ -113,6 +122,21 @@ async fn whoever_does_not_sign_in_is_cut_off_whatever_he_does() {
     // He says nothing at all after the handshake.
     let silent = handshake(&port, &[b"h2"]).await;
     assert!(hung_up(silent).await);
+}
+
+#[tokio::test]
+async fn a_signed_in_connection_lives_on_and_not_for_ever() {
+    let [sign_in, whole] = [1, 3].map(Duration::from_secs);
+    let port = serve_with(Lifetimes { sign_in, whole }).await;
+    let begun = Instant::now();
+    let channel = connect(port.address, &port.ca).await.expect("connected");
+    let mut request = tonic::Request::new(HealthCheckRequest::default());
+    request.metadata_mut().insert("signs-in", "yes".parse().expect("a value"));
+    let mut watch = HealthClient::new(channel).watch(request).await.expect("watching").into_inner();
+    watch.message().await.expect("the status").expect("one");
+    let end = tokio::time::timeout(PATIENCE, watch.message()).await.expect("cut off");
+    end.expect_err("not by a proper end");
+    assert!(begun.elapsed() >= whole - Duration::from_millis(500), "cut off after {:?}", begun.elapsed());
 }
 
 #[tokio::test]
