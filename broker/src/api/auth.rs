@@ -7,12 +7,14 @@ use unibus_proto::v1::{
 };
 use unibus_raft_store::env::Env;
 
+use super::connection::Connection;
 use super::{Api, answer, caller};
 
 #[async_trait]
 impl<E: Env> AuthService for Api<E> {
-    async fn challenge(&self, _: Request<ChallengeRequest>) -> Result<Response<ChallengeResponse>, Status> {
-        answer(self.service.challenge())
+    async fn challenge(&self, request: Request<ChallengeRequest>) -> Result<Response<ChallengeResponse>, Status> {
+        let source = request.extensions().get::<Connection>().map(Connection::source);
+        answer(self.service.challenge_for(source))
     }
 
     async fn sign_in(&self, request: Request<SignInRequest>) -> Result<Response<SignInResponse>, Status> {

@@ -92,6 +92,11 @@ impl State {
 }
 
 impl Connection {
+    /// Where it comes from: an IPv4 address, or an IPv6 /64.
+    pub fn source(&self) -> IpAddr {
+        self.0.source
+    }
+
     /// Whether a user has shown a good token on it.
     pub fn is_signed_in(&self) -> bool {
         self.0.is_signed_in.load(Ordering::Acquire)

@@ -1,5 +1,6 @@
 //! Signing in: a challenge, claims that the device signs over it, this node's countersignature.
 
+use std::net::IpAddr;
 use std::sync::{MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -22,10 +23,15 @@ const CLAIMS_AHEAD_MS_MAX: u64 = 5 * CLOCK_SKEW_MAX.as_millis() as u64;
 impl<E: Env> Service<E> {
     /// A nonce to sign, good for one sign-in at this node within a minute.
     pub fn challenge(&self) -> Outcome<ChallengeResponse> {
+        self.challenge_for(None)
+    }
+
+    /// The same for a caller of whom only the source is known yet.
+    pub fn challenge_for(&self, source: Option<IpAddr>) -> Outcome<ChallengeResponse> {
         self.check_running()?;
         let mut nonce = Nonce::default();
         self.inner.parts.env.rng().fill(&mut nonce);
-        self.challenges().give(now::<E>(), nonce);
+        self.challenges().give(now::<E>(), nonce, source);
         Ok(ChallengeResponse {
             nonce: Bytes::copy_from_slice(&nonce),
             cluster_id: self.inner.parts.identity.cluster.to_bytes(),
