@@ -87,7 +87,6 @@ impl Cluster {
         let planned = Planned { cluster: ClusterId(cluster), shards: plan.shards, nodes: nodes.collect() };
         let slot = |(id, key): (NodeId, SigningKey)| {
             let disk = SimDisk::new(plan.seed, id.0, Path::new(DATA_DIR));
-            disk.set_lossy_directories(plan.lossy_directories);
             disk.set_timing(DiskTiming { sync_nanos: plan.sync_nanos, ..DiskTiming::default() });
             (id, Slot { disk, clock: SimClock::default(), key, life: 0, running: None })
         };

@@ -50,9 +50,6 @@ struct Sim {
     /// How long load and faults last, in virtual milliseconds.
     #[arg(long, default_value_t = unibus_chaos::plan::LOAD_MS)]
     load_ms: u64,
-    /// Disks may also lose new directories whose parents were not synced.
-    #[arg(long)]
-    lossy_directories: bool,
     /// Plays a scripted regression instead of the seed's plan.
     #[arg(long)]
     scenario: Option<Scenario>,
@@ -187,7 +184,7 @@ fn judge(seed: u64, sim: &Sim, report: &Report) -> ExitCode {
 
 impl Sim {
     fn plan(&self, seed: u64) -> Plan {
-        Plan { lossy_directories: self.lossy_directories, ..Plan::with_load(seed, self.load_ms) }
+        Plan::with_load(seed, self.load_ms)
     }
 
     /// The arguments that a run of one seed needs beside the seed.
@@ -198,9 +195,6 @@ impl Sim {
         }
         if self.load_ms != unibus_chaos::plan::LOAD_MS {
             arguments += &format!(" --load-ms {}", self.load_ms);
-        }
-        if self.lossy_directories {
-            arguments += " --lossy-directories";
         }
         if let Some(mutant) = self.mutant {
             arguments += &format!(" --mutant {}", mutant.name());

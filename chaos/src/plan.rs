@@ -113,8 +113,6 @@ pub struct Plan {
     pub segment_bytes: u64,
     /// Bytes of a log file.
     pub wal_file_bytes: u64,
-    /// Whether a new directory whose parent was not synced may be lost at a power cut.
-    pub lossy_directories: bool,
     /// What goes wrong, in order of time.
     pub faults: Vec<Timed>,
 }
@@ -148,7 +146,6 @@ impl Plan {
             snapshot_log_bytes: [16 << 10, 64 << 10, 1 << 30][random.below(3) as usize],
             segment_bytes: [16 << 10, 64 << 10, 1 << 20][random.below(3) as usize],
             wal_file_bytes: [256 << 10, 1 << 20][random.below(2) as usize],
-            lossy_directories: false,
             faults: Vec::new(),
         };
         plan.faults = faults(&mut Random::stream(seed, "plan.faults", 0), &plan);

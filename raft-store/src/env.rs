@@ -136,6 +136,26 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn free_bytes(&self, path: &Path) -> impl Future<Output = io::Result<u64>> + Send;
 }
 
+/// Creates a directory and its parents so that they survive a power cut: a new name is durable only when
+/// the directory that holds it was synced.
+pub async fn create_dir_durable(disk: &impl Disk, path: &Path) -> io::Result<()> {
+    let mut missing = vec![];
+    for dir in path.ancestors().filter(|dir| !dir.as_os_str().is_empty()) {
+        if disk.exists(dir).await? {
+            break;
+        }
+        missing.push(dir);
+    }
+    disk.create_dir_all(path).await?;
+    for dir in missing.into_iter().rev() {
+        if let Some(parent) = dir.parent() {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            disk.sync_dir(parent).await?;
+        }
+    }
+    Ok(())
+}
+
 /// An open file. Clones share it, also over a rename. Writes to one file must not be issued at the same time.
 #[allow(clippy::len_without_is_empty, reason = "asking is I/O, and nobody asks for emptiness")]
 pub trait DiskFile: Clone + Send + Sync + 'static {

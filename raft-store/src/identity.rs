@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use unibus_proto::id::{ClusterId, DirectoryId, NodeId};
 
-use crate::env::{Disk, DiskFile, Env, OpenMode, Rng};
+use crate::env::{Disk, DiskFile, Env, OpenMode, Rng, create_dir_durable};
 
 mod text;
 
@@ -92,7 +92,8 @@ pub enum IdentityError {
     #[error(
         "data directory {path}: it has an identity (node {node}) but no write-ahead log, expected both; \
          the disk was wiped or lost, and under its old id the node could undo what the cluster acknowledged: \
-         bring it back under a new id with `unibusctl node replace`"
+         leave it stopped, the others go on while they are a majority; replacing a node under a new id \
+         (`unibusctl node replace`) comes with a later version"
     )]
     WithoutWal {
         /// The directory.
@@ -103,7 +104,8 @@ pub enum IdentityError {
     /// It was copied in part.
     #[error(
         "data directory {path}: it has a write-ahead log but no identity, expected both; \
-         restore the file `identity`, or bring the node back under a new id with `unibusctl node replace`"
+         restore the file `identity`, or leave it stopped, the others go on while they are a majority; replacing a \
+         node under a new id (`unibusctl node replace`) comes with a later version"
     )]
     WithoutIdentity {
         /// The directory.
@@ -111,7 +113,8 @@ pub enum IdentityError {
     },
     /// A file in it does not hold what it must.
     #[error(
-        "{file}: found {found}, expected {expected}; bring the node back under a new id with `unibusctl node replace`"
+        "{file}: found {found}, expected {expected}; leave it stopped, the others go on while they are a majority; \
+         replacing a node under a new id (`unibusctl node replace`) comes with a later version"
     )]
     Damaged {
         /// The file.
@@ -145,7 +148,7 @@ impl Identity {
         cluster: ClusterId,
         node: NodeId,
     ) -> Result<(Self, DirectoryLock<E>), IdentityError> {
-        env.disk().create_dir_all(dir).await.map_err(io_at("create", dir))?;
+        create_dir_durable(env.disk(), dir).await.map_err(io_at("create", dir))?;
         let lock = lock::<E>(env, dir).await?;
         let found = match Self::load(env, dir).await? {
             Some(found) => found,

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::env::{Disk, Env};
+use crate::env::{Disk, Env, create_dir_durable};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, SegmentEntry, Segments, segment_path};
 use crate::tables::FrozenRows;
@@ -97,8 +97,8 @@ impl<E: Env> Snapshots<E> {
         purged: Option<u64>,
     ) -> Result<Base<E>, StoreError> {
         let (dir, segments_dir) = (group_dir.join("snapshots"), group_dir.join("segments"));
-        env.disk().create_dir_all(&dir).await.map_err(io_at("create", &dir))?;
-        env.disk().create_dir_all(&segments_dir).await.map_err(io_at("create", &segments_dir))?;
+        create_dir_durable(env.disk(), &dir).await.map_err(io_at("create", &dir))?;
+        create_dir_durable(env.disk(), &segments_dir).await.map_err(io_at("create", &segments_dir))?;
         Box::pin(stage::finish_or_discard(env, &dir, &segments_dir, place)).await?;
         let mut kept = vec![];
         let mut base = None;

@@ -101,11 +101,6 @@ impl SimDisk {
         self.shared.lock().timing = timing;
     }
 
-    /// Whether a new directory whose parent was not synced may be lost at a power cut.
-    pub fn set_lossy_directories(&self, lossy: bool) {
-        self.shared.lock().files.set_lossy_directories(lossy);
-    }
-
     /// How many syncs completed.
     pub fn syncs(&self) -> u64 {
         self.shared.lock().syncs

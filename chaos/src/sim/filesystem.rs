@@ -56,8 +56,6 @@ pub struct Filesystem {
     visible: Names,
     durable: Names,
     pending: Vec<NameChange>,
-    /// Whether a new directory whose parent was not synced may be lost, with all that is in it.
-    lossy_directories: bool,
 }
 
 fn put(buffer: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
@@ -179,11 +177,6 @@ impl Filesystem {
         Self { visible: names.clone(), durable: names, ..Self::default() }
     }
 
-    /// Whether a new directory whose parent was not synced may be lost, with all that is in it.
-    pub fn set_lossy_directories(&mut self, lossy: bool) {
-        self.lossy_directories = lossy;
-    }
-
     fn rename_names(&mut self, change: NameChange) {
         change.apply(&mut self.visible);
         self.pending.push(change);
@@ -221,13 +214,11 @@ impl Filesystem {
         self.visible.files.contains_key(path) || self.visible.dirs.contains(path)
     }
 
-    /// Makes a directory and its parents.
+    /// Makes a directory and its parents. At a power cut it may be lost, with all in it, until its parent
+    /// was synced.
     pub fn create_dir_all(&mut self, path: &Path) {
         let missing: Vec<_> = path.ancestors().filter(|dir| !self.visible.dirs.contains(*dir)).collect();
         for dir in missing.into_iter().rev() {
-            if !self.lossy_directories {
-                self.durable.dirs.insert(dir.to_path_buf());
-            }
             self.rename_names(NameChange::MakeDir(dir.to_path_buf()));
         }
     }

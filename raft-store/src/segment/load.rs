@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::format::{Footer, HEADER_BYTES, Place};
 use super::ledger::{Ledger, OpenSegment};
 use super::{SegmentEntry, segment_path};
-use crate::env::{Disk, DiskFile, Env, OpenMode};
+use crate::env::{Disk, DiskFile, Env, OpenMode, create_dir_durable};
 use crate::error::{Damage, StoreError, io_at};
 
 /// Read at once while scanning.
@@ -15,7 +15,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 
 /// Checks every file of the manifest, then cuts the open one to its length and removes the others.
 pub async fn load<E: Env>(env: &E, dir: &Path, place: Place, manifest: &[SegmentEntry]) -> Result<Ledger, StoreError> {
-    env.disk().create_dir_all(dir).await.map_err(io_at("create", dir))?;
+    create_dir_durable(env.disk(), dir).await.map_err(io_at("create", dir))?;
     let mut ledger = Ledger::new(place);
     for entry in manifest {
         if entry.sealed {

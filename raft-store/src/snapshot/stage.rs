@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::format::{self, FileSum};
 use super::{SnapshotData, file_name};
-use crate::env::{Disk, DiskFile, Env, OpenMode, Rng};
+use crate::env::{Disk, DiskFile, Env, OpenMode, Rng, create_dir_durable};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, segment_path};
 
@@ -46,7 +46,7 @@ pub(super) fn is_staging(snapshots: &Path, dir: &Path) -> bool {
 impl<E: Env> Staging<E> {
     pub(super) async fn create(env: E, snapshots: &Path, place: Place) -> Result<Self, StoreError> {
         let dir = snapshots.join(format!("{STAGING}{:016x}", env.rng().next_u64()));
-        env.disk().create_dir_all(&dir).await.map_err(io_at("create", &dir))?;
+        create_dir_durable(env.disk(), &dir).await.map_err(io_at("create", &dir))?;
         Ok(Self { env, dir, place })
     }
 

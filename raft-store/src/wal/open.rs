@@ -18,7 +18,7 @@ use super::recover::{Recovered, Replay, file_name};
 use super::shared::{FileOf, Request, Shared, WalStats, lock};
 use super::writer::Writer;
 use super::{WalConfig, index::Index};
-use crate::env::{Disk, DiskFile, Env, OpenMode, spawn};
+use crate::env::{Disk, DiskFile, Env, OpenMode, create_dir_durable, spawn};
 
 /// The write-ahead log of a node. Clones share it; the writer ends when the last one and the last handle
 /// are gone.
@@ -58,7 +58,7 @@ impl<E: Env> Wal<E> {
     /// Makes an empty WAL in `dir`; durable when this returns. A crash before leaves no WAL.
     pub async fn create(env: &E, dir: &Path, cluster: ClusterId, config: &WalConfig) -> Result<(), WalError> {
         let disk = env.disk();
-        disk.create_dir_all(dir).await.map_err(WalError::io("create WAL directory", dir))?;
+        create_dir_durable(disk, dir).await.map_err(WalError::io("create WAL directory", dir))?;
         if let Some(parent) = dir.parent() {
             disk.sync_dir(parent).await.map_err(WalError::io("sync directory", parent))?;
         }

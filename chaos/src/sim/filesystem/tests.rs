@@ -64,7 +64,6 @@ fn a_directory_whose_parent_was_not_synced_takes_its_files_along() {
     let mut lost = 0;
     for seed in 0..50 {
         let mut fs = Filesystem::new(Path::new("/d"));
-        fs.set_lossy_directories(true);
         fs.create_dir_all(Path::new("/d/sub"));
         fs.create(Path::new("/d/sub/f")).unwrap();
         fs.sync_dir(Path::new("/d/sub")).unwrap();
