@@ -21,6 +21,7 @@ Examples:
   unibus-node plan cluster.toml --out plan/      ids, keys, certificates and a folder for each host
   unibus-node check-config /etc/unibus/node.toml names what would keep the node from starting
   unibus-node run --config /etc/unibus/node.toml
+  unibus-node admin add --config /etc/unibus/node.toml --key alice.pub
 
 Exit codes: 0 done, 1 refused or failed, 2 usage. Then try: unibusctl status";
 
@@ -35,6 +36,30 @@ pub enum Command {
     CheckConfig(CheckConfig),
     /// Run a node
     Run(Run),
+    /// Admins of the cluster, through the local socket of a node that runs on this host
+    #[command(subcommand)]
+    Admin(Admin),
+}
+
+/// What `admin` does.
+#[derive(Debug, Subcommand)]
+pub enum Admin {
+    /// Add an admin: the first one, who then adds the other users, or one more when all are lost
+    Add(AdminAdd),
+}
+
+/// Arguments of `admin add`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  unibusctl identity new alice
+  unibus-node admin add --config /etc/unibus/node.toml --key alice.pub   as the node's user or root")]
+pub struct AdminAdd {
+    /// The configuration of the node on this host
+    #[arg(long, env = "UNIBUS_NODE_CONFIG")]
+    pub config: PathBuf,
+    /// The admin's public card, made by `unibusctl identity new`
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
 }
 
 /// Arguments of `dev`.

@@ -7,7 +7,7 @@
 //! - [`peer`]: streams between the nodes;
 //! - [`api`]: the gRPC surface without sockets; [`server`], [`local`], [`admin`]: the ports of a node
 //!   beside the peer port; [`metrics`], [`telemetry`]: what it tells about itself;
-//! - [`env`]: the production environment; [`run`], [`dev`], [`cli`]: the program.
+//! - [`env`]: the production environment; [`run`], [`dev`], [`local_admin`], [`cli`]: the program.
 
 pub mod admin;
 pub mod api;
@@ -19,6 +19,7 @@ pub mod env;
 pub mod fanout;
 pub mod formation;
 pub mod local;
+pub mod local_admin;
 pub mod metrics;
 pub mod node;
 pub mod peer;

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use unibus_broker::cli::{CheckConfig, Cli, Command, PlanArgs, Run};
+use unibus_broker::cli::{Admin, CheckConfig, Cli, Command, PlanArgs, Run};
 use unibus_broker::env::SystemRng;
 use unibus_broker::plan::{self, Tuning};
-use unibus_broker::{config, dev, resolve, run, telemetry};
+use unibus_broker::{config, dev, local_admin, resolve, run, telemetry};
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => make_plan(&args),
         Command::CheckConfig(args) => check_config(&args),
         Command::Run(args) => run_node(&args),
+        Command::Admin(Admin::Add(args)) => block_on(local_admin::run(&args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -43,18 +44,19 @@ fn make_plan(args: &PlanArgs) -> Result<(), String> {
     println!("cluster {}: {} nodes, {} shards, in {}", plan.cluster, plan.nodes.len(), plan.shards, out.display());
     for node in &plan.nodes {
         println!(
-            "  {}/{}  node {}: peers {}, clients {}",
-            out.display(),
-            node.name,
+            "  {}  node {}: peers {}, clients {}",
+            out.join(&node.name).display(),
             node.id,
             node.peer_address,
             node.client_address
         );
     }
     eprintln!(
-        "Copy each folder to its host as /etc/unibus (it holds private keys), keep {}/ca offline, then on each host:\n  \
-         unibus-node check-config /etc/unibus/node.toml && unibus-node run --config /etc/unibus/node.toml",
-        out.display()
+        "Copy each folder to its host as /etc/unibus (it holds private keys), keep {} offline, then on each host:\n  \
+         unibus-node check-config /etc/unibus/node.toml && unibus-node run --config /etc/unibus/node.toml\n\
+         Then, on one of them, the first admin (unibusctl identity new HANDLE makes HANDLE.pub):\n  \
+         unibus-node admin add --config /etc/unibus/node.toml --key HANDLE.pub",
+        out.join("ca").display()
     );
     Ok(())
 }

@@ -337,6 +337,7 @@ fn is_loopback(host: &str) -> bool {
 fn unit(name: &str, data_dir: &Path) -> String {
     format!(
         "# unibus node {name}: copy this folder to /etc/unibus (owner unibus, files 0600), then\n\
+         # useradd --system unibus; install -d -m 700 -o unibus {data_dir}\n\
          # systemctl enable --now /etc/unibus/unibus-node.service\n\
          [Unit]\n\
          Description=unibus node {name}\n\
@@ -357,11 +358,11 @@ fn unit(name: &str, data_dir: &Path) -> String {
          ProtectSystem=strict\n\
          ProtectHome=yes\n\
          PrivateTmp=yes\n\
-         ReadWritePaths={}\n\
+         ReadWritePaths={data_dir}\n\
          \n\
          [Install]\n\
          WantedBy=multi-user.target\n",
-        data_dir.display()
+        data_dir = Path::new("/etc/unibus").join(data_dir).display()
     )
 }
 

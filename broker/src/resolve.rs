@@ -101,6 +101,17 @@ pub fn resolve(path: &Path, file: &NodeFile) -> Result<Resolved, Vec<String>> {
     if problems.0.is_empty() { resolved().ok_or(problems.0) } else { Err(problems.0) }
 }
 
+/// What to do about an address that cannot be listened on.
+pub(crate) fn bind_remedy(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrNotAvailable => {
+            "this host does not have that address: is this folder for another host?"
+        }
+        std::io::ErrorKind::PermissionDenied => "choose a port above 1023, or allow this user the low ones",
+        _ => "stop what listens there (this node?), or choose another port",
+    }
+}
+
 /// What else `check-config` looks at: names and ports. A node starts without its peers' names, and its
 /// ports are taken while it runs.
 pub fn check_surroundings(resolved: &Resolved) -> Vec<String> {
@@ -116,7 +127,7 @@ pub fn check_surroundings(resolved: &Resolved) -> Vec<String> {
         }
     }
     let taken = |what: &str, address: SocketAddr, error: std::io::Error| {
-        format!("{what} {address}: {error}; stop what listens there (this node?), or choose another port")
+        format!("{what} {address}: {error}; {}", bind_remedy(&error))
     };
     if let Err(error) = UdpSocket::bind(resolved.listen_peer) {
         problems.add(taken("listen.peer (UDP)", resolved.listen_peer, error));

@@ -23,7 +23,7 @@ use crate::metrics::Sample;
 use crate::node::{Node, NodeConfig};
 use crate::peer::quic::{QuicNet, QuicSettings};
 use crate::plan::Plan;
-use crate::resolve::Resolved;
+use crate::resolve::{Resolved, bind_remedy};
 use crate::server::{self, ClientPort, ConnectionCount};
 
 /// After the streams were told to end, requests have so long to be answered.
@@ -92,7 +92,7 @@ struct Ports {
 impl Ports {
     async fn open(resolved: &Resolved) -> Result<Self, String> {
         let taken = |what: &str, address: SocketAddr, error: io::Error| {
-            format!("open the {what} port {address} (TCP): {error}; stop what listens there, or choose another port")
+            format!("open the {what} port {address} (TCP): {error}; {}", bind_remedy(&error))
         };
         let (at, tls) = (resolved.listen_client, resolved.client_tls.clone());
         let client = ClientPort::bind(at, tls).await.map_err(|error| taken("client", at, error))?;

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use unibus_proto::files::Identity;
+use unibus_proto::v1::DeviceKind;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -101,6 +103,37 @@ fn dev_heals_stops_and_resumes() {
     let pids: Vec<u32> = ["n1", "n2", "n3"].iter().filter_map(|node| resumed.pid(node)).collect();
     signal(resumed.process.id(), Signal::KILL);
     until("the nodes end with a dev that was killed", || (!pids.iter().any(|&pid| is_running(pid))).then_some(()));
+}
+
+#[test]
+fn an_admin_is_added_through_the_local_socket_of_a_node() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let dev = Dev::start(root.path());
+    let handle = "alice".parse().expect("a handle");
+    let alice = Identity::generate(handle, DeviceKind::Person, 1, |bytes| bytes.fill(5));
+    let key = root.path().join("alice.pub");
+    alice.public_card().save(&key).expect("saved");
+    let add = |node: &str| {
+        let config = dev.dir.join(node).join("node.toml");
+        program(&dev.home).args(["admin", "add", "--config"]).arg(config).arg("--key").arg(&key).output().expect("run")
+    };
+    for (node, words) in [("n2", "is an admin of the cluster now"), ("n3", "was an admin already")] {
+        let added = add(node);
+        assert!(added.status.success(), "{added:?}");
+        let said = String::from_utf8_lossy(&added.stdout);
+        assert!(said.contains(words) && said.contains(&alice.public_card().fingerprint()), "{said}");
+        assert!(String::from_utf8_lossy(&added.stderr).contains("unibusctl profile add alice"), "{added:?}");
+    }
+    fs::write(&key, "no card").expect("written");
+    assert!(failure(&add("n1")).contains("unibusctl identity new"));
+    alice.public_card().save(&root.path().join("again.pub")).expect("saved");
+    fs::rename(root.path().join("again.pub"), &key).expect("replaced");
+    let (home, dir) = (dev.home.clone(), dev.dir.clone());
+    dev.stop();
+    let config = dir.join("n1/node.toml");
+    let late =
+        program(&home).args(["admin", "add", "--config"]).arg(config).arg("--key").arg(&key).output().expect("run");
+    assert!(failure(&late).contains("the node does not run here"), "{late:?}");
 }
 
 fn failure(output: &Output) -> String {

@@ -90,7 +90,7 @@ async fn wait_until_ready(children: &mut [Child]) -> Result<(), String> {
             return Ok(());
         }
         if begun.elapsed() > READY_PATIENCE {
-            return Err(format!("not ready after {READY_PATIENCE:?}:\n  {}", missing.join("\n  ")));
+            return Err(format!("not ready after {} s:\n  {}", READY_PATIENCE.as_secs(), missing.join("\n  ")));
         }
         if begun.elapsed() > READY_USUAL && !told {
             told = true;
