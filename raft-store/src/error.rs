@@ -11,8 +11,8 @@ use crate::identity::IdentityError;
 use crate::wal::WalError;
 
 /// What to do about a damaged file that this node alone cannot rebuild.
-pub const REPLACE_NODE: &str =
-    "keep the directory for analysis and bring the node back under a new id with `unibusctl node replace`";
+pub const REPLACE_NODE: &str = "keep the directory for analysis and leave the node stopped, the others go on while \
+     they are a majority; replacing a node under a new id (`unibusctl node replace`) comes with a later version";
 
 /// Why a store cannot be opened or go on.
 #[derive(Debug, thiserror::Error)]

@@ -128,7 +128,7 @@ impl Link {
     }
 
     fn overdue(&self, id: u64, patience: Duration) -> LinkError {
-        let why = format!("node {} did not answer within {patience:?}", self.peer);
+        let why = format!("node {} did not answer within {:.1} s", self.peer, patience.as_secs_f64());
         match self.state().waiting.remove(&id) {
             Some(Waiting { sent: false, .. }) => LinkError::NotSent(why),
             _ => LinkError::Lost(why),

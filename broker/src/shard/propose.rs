@@ -61,9 +61,10 @@ impl<E: Env> Shards<E> {
             Failure::new(
                 ErrorCode::OutcomeUnknown,
                 format!(
-                    "group {group}: node {} has applied entry {applied}, expected {index} within {patience:?}; \
+                    "group {group}: node {} has applied entry {applied}, expected {index} within {:.1} s; \
                      it is behind: ask again, or ask another node",
-                    self.node()
+                    self.node(),
+                    patience.as_secs_f64()
                 ),
             )
         })
@@ -197,10 +198,7 @@ impl<E: Env> Shards<E> {
 
     fn unknown(&self, group: GroupId, why: &str) -> Failure {
         let cause = self.quorum_cause(group);
-        Failure::new(
-            ErrorCode::OutcomeUnknown,
-            format!("propose to group {group}: {why} ({cause}); it may have happened: retry with the same ids"),
-        )
+        Failure::new(ErrorCode::OutcomeUnknown, format!("propose to group {group}: {why} ({cause})"))
     }
 
     fn quorum_cause(&self, group: GroupId) -> String {

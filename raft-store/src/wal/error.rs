@@ -11,7 +11,8 @@ pub enum WalError {
     /// There is no WAL.
     #[error(
         "open WAL: {dir} holds no .wal file, but this node has one: its log and votes are gone, and it must not vote \
-         again under its id. Remove its data directory and bring it back with `unibusctl node replace`"
+         again under its id: leave it stopped, the others go on while they are a majority; replacing a node under a \
+         new id (`unibusctl node replace`) comes with a later version"
     )]
     Missing {
         /// The directory.
@@ -26,7 +27,8 @@ pub enum WalError {
     /// Acknowledged data cannot be read back.
     #[error(
         "open WAL: {dir}/{damage}. Acknowledged data is damaged, so this node must not vote again under its id; the \
-         other nodes have the data. Remove its data directory and bring it back with `unibusctl node replace`"
+         other nodes have the data. Keep the directory for analysis and leave it stopped, the others go on while \
+         they are a majority; replacing a node under a new id (`unibusctl node replace`) comes with a later version"
     )]
     Damaged {
         /// The directory.
