@@ -41,8 +41,9 @@ pub enum FormationError {
     /// Its directory is not the one that the cluster knows.
     #[error(
         "data directory {}: node {formed_by} belongs to a formed cluster in which node {node} has another directory; \
-         this one is new or was wiped, and must not vote under the old id: put the lost directory back, or bring the \
-         node back under a new id with `unibusctl node replace`",
+         this one is new or was wiped, and must not vote under the old id: put the lost directory back, or \
+         leave it stopped, the others go on while they are a majority; replacing a node under a new id \
+         (`unibusctl node replace`) comes with a later version",
         path.display()
     )]
     NotOurs {
