@@ -38,7 +38,7 @@ pub async fn run(resolved: Resolved, stop: impl Future<Output = ()>) -> Result<(
     let net = bind_peer_port(&resolved)?;
     let (stopping, stopped) = watch::channel(false);
     let probed = Probed::default();
-    tokio::spawn(admin::serve(ports.admin, probed.clone(), until(stopped.clone())));
+    let mut admin = tokio::spawn(admin::serve(ports.admin, probed.clone(), until(stopped.clone())));
     let env = ProductionEnv::new(net.0.clone()).map_err(|error| format!("start the I/O threads: {error}"))?;
     let name = resolved.name.clone();
     tracing::info!(
@@ -53,13 +53,17 @@ pub async fn run(resolved: Resolved, stop: impl Future<Output = ()>) -> Result<(
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(node.clone(), health));
     let router = server::limited().add_routes(api::routes(node.service()).add_service(health_service));
-    let local =
+    let mut local =
         tokio::spawn(local.serve(server::limited().add_routes(api::routes(node.service())), until(stopped.clone())));
-    let client = tokio::spawn(ports.client.serve(router, until(stopped)));
+    let mut client = tokio::spawn(ports.client.serve(router, until(stopped)));
     let outcome = tokio::select! {
         biased;
         fault = node.fault() => Err(fault),
         () = stop => Ok(()),
+        // A node without one of its ports is half dead: it must not go on looking well.
+        _ = &mut client => Err("the client port ended; the process stops so that it is started anew".into()),
+        _ = &mut local => Err("the local socket ended; the process stops so that it is started anew".into()),
+        _ = &mut admin => Err("the admin port ended; the process stops so that it is started anew".into()),
     };
     if outcome.is_ok() {
         tracing::info!("stopping");

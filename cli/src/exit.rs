@@ -222,7 +222,9 @@ fn remedy(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::NoLeader | ErrorCode::NotLeader => {
             "unibusctl status shows what the cluster waits for; then run the same command again"
         }
-        ErrorCode::Unreachable => "unibusctl profile show lists the addresses that were tried: are these nodes running? A profile may name several",
+        ErrorCode::Unreachable => {
+            "unibusctl profile show lists the addresses that were tried: are these nodes running? A profile may name several"
+        }
         ErrorCode::Draining | ErrorCode::Overloaded | ErrorCode::RateLimited => {
             "wait a moment, then run the same again"
         }

@@ -15,6 +15,7 @@ pub struct HeldEnv {
 }
 
 /// Holds and releases; released when it is dropped.
+#[allow(clippy::disallowed_types, reason = "one waiter on the runtime of a test: no order to lose")]
 pub struct Hold(watch::Sender<bool>);
 
 impl Hold {
