@@ -9,6 +9,9 @@ const UNKNOWN_AUTHORITY: &str = "its certificate is not from the certificate aut
 
 const NO_TLS: &str = "what answers there does not speak TLS; is it the client port of a node?";
 
+/// How the layers below say that the other side ended: rustls adds the address of its manual.
+const GONE: [&str; 3] = ["broken pipe", "connection closed", "peer closed connection"];
+
 /// The cause at the bottom of an error's chain.
 pub(crate) fn cause(error: &(dyn Error + 'static)) -> String {
     let chain = || std::iter::successors(Some(error), |link: &&(dyn Error + 'static)| (*link).source());
@@ -21,7 +24,7 @@ pub(crate) fn cause(error: &(dyn Error + 'static)) -> String {
         text if text.contains("UnknownIssuer") || text.contains("BadSignature") => UNKNOWN_AUTHORITY.into(),
         text if text.contains("InvalidContentType") => NO_TLS.into(),
         text if text.contains("deadline has elapsed") => "no answer in time".into(),
-        text if text.contains("broken pipe") || text.contains("connection closed") => "the node is gone".into(),
+        text if GONE.iter().any(|gone| text.contains(gone)) => "the node is gone".into(),
         text => without_number(text).into(),
     }
 }
@@ -75,6 +78,7 @@ mod tests {
             "failed to lookup address: Name or service not known"
         );
         assert_eq!(of("stream closed because of a broken pipe"), "the node is gone");
+        assert_eq!(of("peer closed connection without sending TLS close_notify: https://..."), "the node is gone");
         assert_eq!(of("some error (os error 7)"), "some error");
         assert!(of("received corrupt message of type InvalidContentType").contains("TLS"));
         assert!(of("invalid peer certificate: UnknownIssuer").contains("certificate authority"));
