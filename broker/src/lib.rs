@@ -7,7 +7,7 @@
 //! - [`peer`]: streams between the nodes;
 //! - [`api`]: the gRPC surface without sockets; [`server`], [`local`], [`admin`]: the ports of a node
 //!   beside the peer port; [`metrics`], [`telemetry`]: what it tells about itself;
-//! - [`env`]: the production environment; [`run`], [`dev`], [`local_admin`], [`cli`]: the program.
+//! - [`env`](mod@env): the production environment; [`run`], [`dev`], [`local_admin`], [`cli`]: the program.
 
 pub mod admin;
 pub mod api;

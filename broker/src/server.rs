@@ -57,7 +57,7 @@ impl Default for Lifetimes {
 }
 
 /// All limits of HTTP/2, the same on each listener. The grace after the greatest age is kept by
-/// [`ClientStream`]: given one, tonic 0.14.9 never says goodbye and only cuts off at its end.
+/// `ClientStream`: given one, tonic 0.14.9 never says goodbye and only cuts off at its end.
 pub fn limited() -> Server {
     Server::builder()
         .max_concurrent_streams(STREAMS_MAX)

@@ -3,7 +3,7 @@
 //! A node opens one [`Store`]: all groups of the node over one write-ahead log. Everybody above works
 //! with the [`Group`] handles: propose, read barrier, local views, timelines, events.
 //!
-//! - [`env`] everything that is taken from outside; [`identity`] whose directory it is;
+//! - [`env`](mod@env) everything that is taken from outside; [`identity`] whose directory it is;
 //! - [`wal`] the log of all groups; [`log`] openraft's view of it;
 //! - [`tables`] rows and state hash; [`segment`] message bodies; [`snapshot`] both at an index;
 //! - [`replica`] these together: the applied state of a group; [`state`] openraft's view of it;

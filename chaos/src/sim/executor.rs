@@ -1,7 +1,7 @@
 //! The single-threaded executor behind [`SimRuntime`](crate::sim::runtime::SimRuntime).
 //!
 //! The runtime traits are static functions, so the executor is reached through a thread-local that
-//! [`block_on`] installs. Each task belongs to a [`Domain`] (a node's incarnation, a client, the
+//! `block_on` installs. Each task belongs to a [`Domain`] (a node's incarnation, a client, the
 //! harness), inherited at spawn; killing a domain drops its tasks. The next task is a seeded random
 //! choice among the runnable ones; when none is runnable, virtual time jumps to the earliest timer.
 

@@ -5,8 +5,8 @@
 //! with one sync, and only then completes the callbacks and starts the next round.
 //!
 //! - [`frame`]: the layout; [`recover`]: bytes to state, a pure function; [`ledger`]: what records add up to;
-//! - [`index`]: a group's log in memory, with the newest payloads; [`reader`]: older ones from disk;
-//! - [`writer`]: rounds; [`files`]: files of fixed size, recycled under a new generation when every group
+//! - [`index`]: a group's log in memory, with the newest payloads; `reader`: older ones from disk;
+//! - `writer`: rounds; `files`: files of fixed size, recycled under a new generation when every group
 //!   has purged past them, and the pool of spare ones.
 //!
 //! A file named `<generation>.wal` always starts with a whole frame that restates votes and log ends of all
