@@ -26,6 +26,7 @@ use crate::wal::{GroupLog, Wal};
 use crate::watched::{WatchReceiverOf, Watched};
 
 mod config;
+mod trim;
 
 pub use config::{RaftTiming, StoreConfig};
 
@@ -68,6 +69,9 @@ impl<E: Env> Store<E> {
             groups.insert(id, group);
         }
         spawn::<E>(watch_wal::<E>(wal.fault(), opening.faults.clone(), stop.subscribe()));
+        let (log_bytes, file_bytes) = (opening.config.trim_log_bytes(), opening.config.wal.file_bytes);
+        let trimmed = groups.values().cloned().collect();
+        spawn::<E>(trim::run(wal.clone(), trimmed, log_bytes, file_bytes, stop.subscribe()));
         let patience = opening.config.disk_patience;
         spawn::<E>(watch_disk(wal.clone(), patience, opening.faults.clone(), stop.subscribe()));
         Ok(Self(Arc::new(Shared { groups, wal, faults: opening.faults, stop, running: Mutex::new(true) })))

@@ -138,6 +138,25 @@ async fn snapshots_come_by_bytes_and_a_damaged_one_is_not_used() {
     assert!(newest.with_extension("damaged").exists(), "kept for analysis");
 }
 
+/// P12: the log stays bounded although the meta group has had nothing to write since it was formed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_group_does_not_hold_on_to_the_log() {
+    let small = Lab::small();
+    let wal = unibus_raft_store::wal::WalConfig { file_bytes: 32 << 10, ..small.wal.clone() };
+    let config = unibus_raft_store::StoreConfig { wal, snapshot_log_bytes: 8_000, ..small };
+    let lab = Lab::formed(config).await;
+    let ada = Person::new("ada");
+    create_room(&lab, &ada).await;
+    let begun = std::time::Instant::now();
+    let mut next = 1;
+    while lab.nodes.values().any(|node| node.store.wal().stats().recycled < 5) {
+        let stats: Vec<_> = lab.nodes.values().map(|node| node.store.wal().stats()).collect();
+        assert!(begun.elapsed() < Duration::from_secs(60), "the log only grows: {stats:?}");
+        publish_all(&lab, &ada, next..next + 50).await;
+        next += 50;
+    }
+}
+
 fn last_snapshot(dir: &std::path::Path) -> std::path::PathBuf {
     let mut paths: Vec<_> = fs::read_dir(dir).expect("lists").map(|entry| entry.expect("entry").path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "snapshot"));

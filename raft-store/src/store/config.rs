@@ -73,6 +73,12 @@ impl Default for StoreConfig {
 }
 
 impl StoreConfig {
+    /// All groups are asked for a snapshot when the log of all together has grown by so much: some busy
+    /// groups have had theirs by then.
+    pub(super) fn trim_log_bytes(&self) -> u64 {
+        self.snapshot_log_bytes.saturating_mul(4)
+    }
+
     /// The same for openraft.
     pub(super) fn raft_config(&self, identity: &Identity) -> Result<Config, StoreError> {
         if self.groups == 0 {
