@@ -21,7 +21,7 @@ use crate::parse::StartAt;
 use crate::session::{During, Session, interrupted};
 use crate::time::{now_ms, rfc3339};
 
-/// Output is written in pieces of so many bytes, or when there is nothing more to read for now.
+/// Output is written in pieces of so many bytes, or when nothing more is waiting to be read.
 const WRITE_BYTES: usize = 128 << 10;
 /// A body on a terminal is cut to so many characters; in a pipe it is whole.
 const PREVIEW_WIDTH: usize = 200;
