@@ -14,6 +14,8 @@ use crate::types::LogId;
 
 /// Neighbours on disk are read together up to so many bytes.
 const READ_BYTES_MAX: u32 = 1 << 20;
+/// What may lie between neighbours (headers, other groups' entries): a read costs more than reading past it.
+const GAP_BYTES_MAX: u32 = 64 << 10;
 
 /// The payloads of `found`.
 pub(super) async fn fetch<E: Env>(shared: &Shared<E>, group: GroupId, found: Vec<Found>) -> io::Result<Vec<LogEntry>> {
@@ -45,12 +47,13 @@ fn entry(log_id: LogId, place: Place, payload: Bytes) -> LogEntry {
     LogEntry { log_id, form: place.form, payload, crc: place.crc }
 }
 
-/// Whether `next` lies right behind `last` and is worth reading together with what starts at `first`.
+/// Whether `next` lies close behind `last` and is worth reading together with what starts at `first`.
 fn is_neighbour(first: &Place, last: &Place, next: &Found) -> bool {
     let place = &next.place;
+    let gap = place.offset.checked_sub(last.offset + last.length);
     next.payload.is_none()
         && place.generation == last.generation
-        && place.offset == last.offset + last.length
+        && gap.is_some_and(|gap| gap <= GAP_BYTES_MAX)
         && place.offset - first.offset + place.length <= READ_BYTES_MAX
 }
 
