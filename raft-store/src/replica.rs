@@ -79,11 +79,13 @@ pub struct ReplicaConfig {
 
 impl<E: Env> Replica<E> {
     /// The state that a base holds.
-    pub fn new(place: Place, base: Base<E>, config: ReplicaConfig) -> Self {
-        let (manifest, rows) = base.rows.map_or((None, FrozenRows::new()), |(manifest, rows)| (Some(manifest), rows));
-        let meta = manifest.map(|manifest| manifest.meta).unwrap_or_default();
+    pub async fn open(place: Place, base: Base<E>, config: ReplicaConfig) -> Result<Self, StoreError> {
+        let (meta, rows) = match base.rows {
+            Some((manifest, rows)) => (manifest.meta, rows.collect().await?),
+            None => (SnapshotMeta::default(), FrozenRows::new()),
+        };
         let index = meta.last_log_id.map_or(0, |id| id.index);
-        Self {
+        Ok(Self {
             place,
             state: RwLock::new(State::restore(place, config.segment_bytes, meta, rows)),
             segments: base.segments,
@@ -94,7 +96,7 @@ impl<E: Env> Replica<E> {
             snapshot_log_bytes: config.snapshot_log_bytes,
             snapshot_due: Watched::new(0),
             segment_bytes: config.segment_bytes,
-        }
+        })
     }
 
     /// Applies the next entry.
@@ -237,6 +239,7 @@ impl<E: Env> Replica<E> {
     /// Makes a snapshot from elsewhere the state.
     pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(), StoreError> {
         let (installed, rows) = self.snapshots.install(data).await?;
+        let rows = rows.collect().await?;
         self.segments.reload(&installed.manifest.segments).await?;
         let meta = installed.meta().clone();
         let index = meta.last_log_id.map_or(0, |id| id.index);

@@ -11,13 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::env::{Disk, Env, create_dir_durable};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, SegmentEntry, Segments, segment_path};
-use crate::tables::FrozenRows;
 use crate::types::{LogId, SnapshotMeta};
 
 mod format;
+mod rows;
 mod stage;
 
 pub use format::{FileSum, Manifest};
+pub use rows::{PAGE_ROWS, RowPage, RowPages, RowSource};
 pub(crate) use stage::{Staging, segment_name};
 
 /// How many snapshots are kept.
@@ -81,7 +82,7 @@ pub struct Base<E: Env> {
     /// The snapshots that are whole.
     pub snapshots: Snapshots<E>,
     /// Rows and coverage of the newest of them; none when there is none.
-    pub rows: Option<(Manifest, FrozenRows)>,
+    pub rows: Option<(Manifest, RowPages)>,
     /// The segments, cut to it.
     pub segments: Segments<E>,
 }
@@ -145,7 +146,7 @@ impl<E: Env> Snapshots<E> {
     }
 
     /// Writes a snapshot of `rows`; the segments of its manifest must be durable already.
-    pub async fn save(&self, manifest: Manifest, rows: &FrozenRows) -> Result<SnapshotData, StoreError> {
+    pub async fn save(&self, manifest: Manifest, rows: &dyn RowSource) -> Result<SnapshotData, StoreError> {
         let path = self.dir.join(file_name(manifest.meta.last_log_id));
         let tmp = path.with_extension("tmp");
         let sum = format::write(&self.env, &tmp, self.place, &manifest, rows).await?;
@@ -162,7 +163,7 @@ impl<E: Env> Snapshots<E> {
     }
 
     /// Makes a snapshot from elsewhere this group's newest: one rename decides.
-    pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(SnapshotData, FrozenRows), StoreError> {
+    pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(SnapshotData, RowPages), StoreError> {
         let staged = match data.rows.parent().filter(|parent| stage::is_staging(&self.dir, parent)) {
             Some(dir) => dir.to_path_buf(),
             None => Box::pin(self.stage().await?.copy_from(data)).await?,
@@ -172,7 +173,7 @@ impl<E: Env> Snapshots<E> {
         let installed = SnapshotData::new(manifest, path, sum, &self.segments_dir);
         self.kept().clear();
         self.keep(installed.clone()).await;
-        Ok((installed, rows))
+        Ok((installed, RowPages::new(rows)))
     }
 
     async fn keep(&self, data: SnapshotData) {
@@ -201,7 +202,7 @@ impl<E: Env> Snapshots<E> {
 }
 
 /// A snapshot, its rows, and its segments unless a newer base was found already.
-type Loaded<E> = (SnapshotData, FrozenRows, Option<Segments<E>>);
+type Loaded<E> = (SnapshotData, RowPages, Option<Segments<E>>);
 
 async fn load_one<E: Env>(
     env: &E,
@@ -219,7 +220,7 @@ async fn load_one<E: Env>(
             Some(Segments::load(env.clone(), dir, place, tail_bytes_max, &manifest.segments).await?)
         }
     };
-    Ok((SnapshotData::new(manifest, path.to_path_buf(), sum, segments_dir), rows, segments))
+    Ok((SnapshotData::new(manifest, path.to_path_buf(), sum, segments_dir), RowPages::new(rows), segments))
 }
 
 /// Takes a damaged file out of the way, for analysis.

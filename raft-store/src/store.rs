@@ -156,7 +156,7 @@ impl<E: Env> Opening<E> {
         let base = Snapshots::open(&self.env, &dir, place, config.timeline_tail_bytes, purged).await?;
         let sizes =
             ReplicaConfig { snapshot_log_bytes: config.snapshot_log_bytes, segment_bytes: config.segment_bytes };
-        let replica = Arc::new(Replica::new(place, base, sizes));
+        let replica = Arc::new(Replica::open(place, base, sizes).await?);
         let progress = config.raft.election_max;
         let network = Network::new(self.env.clone(), self.identity, id, progress);
         let (store, machine) = (LogStore::new(log.clone()), StateMachine::new(replica.clone(), log.clone()));

@@ -39,7 +39,10 @@ impl StoreBuilder<Config, LogStore<TestEnv>, StateMachine<TestEnv>, TempDir> for
             Box::pin(Snapshots::open(&env, &dir.path().join("group"), PLACE, 0, None)).await.expect("blank group");
         let sizes = ReplicaConfig { snapshot_log_bytes: u64::MAX, segment_bytes: 1 << 20 };
         let log = wal.group(PLACE.group);
-        let machine = StateMachine::new(Arc::new(Replica::new(PLACE, base, sizes)), log.clone());
+        let machine = StateMachine::new(
+            Arc::new(Replica::open(PLACE, base, sizes).await.expect("its rows are whole")),
+            log.clone(),
+        );
         Ok((dir, LogStore::new(log), machine))
     }
 }

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 async fn machine(env: &HeldEnv, dir: &Path, log: GroupLog<HeldEnv>) -> StateMachine<HeldEnv> {
     let base = Box::pin(Snapshots::open(env, dir, PLACE, 0, None)).await.expect("a blank group");
     let sizes = ReplicaConfig { snapshot_log_bytes: u64::MAX, segment_bytes: 1 << 20 };
-    StateMachine::new(Arc::new(Replica::new(PLACE, base, sizes)), log)
+    StateMachine::new(Arc::new(Replica::open(PLACE, base, sizes).await.expect("its rows are whole")), log)
 }
 
 fn small() -> WalConfig {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! magic, version, length of the header
-//! header   cluster, group, log id, membership, state hash, manifest of segments, number of rows; CRC
+//! header   cluster, group, log id, membership, state hash, manifest of segments; CRC
 //! rows     key length, value length, key, value        (repeated, ascending)
 //! BLAKE3 of everything before
 //! ```
@@ -18,8 +18,10 @@ use crate::codec::{decode_log_id, decode_message, decode_stored_membership, enco
 use crate::env::{Disk, DiskFile, Env, OpenMode};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, SegmentEntry};
-use crate::tables::{FrozenRows, StateHash};
+use crate::tables::StateHash;
 use crate::types::SnapshotMeta;
+
+use super::rows::{PAGE_ROWS, RowPage, RowSource};
 
 const MAGIC: &[u8; 8] = b"UNIBSNP1";
 const VERSION: u32 = 1;
@@ -54,15 +56,18 @@ pub async fn write<E: Env>(
     path: &Path,
     place: Place,
     manifest: &Manifest,
-    rows: &FrozenRows,
+    rows: &dyn RowSource,
 ) -> Result<FileSum, StoreError> {
     let file = env.disk().open(path, OpenMode::Truncate).await.map_err(io_at("create", path))?;
     let mut hasher = blake3::Hasher::new();
     let mut length = 0u64;
-    let mut piece = encode_head(place, manifest, rows.len() as u64);
-    let mut rows = rows.iter();
+    let mut piece = encode_head(place, manifest);
+    let mut last: Option<Bytes> = None;
     loop {
-        let done = fill(&mut piece, &mut rows);
+        let page = rows.scan(last.as_deref(), PAGE_ROWS).await?;
+        let done = page.is_empty();
+        last = page.last().map(|(key, _)| key.clone());
+        page.iter().for_each(|row| put_row(&mut piece, row));
         hasher.update(&piece);
         if done {
             let whole: [u8; 32] = hasher.finalize().into();
@@ -80,19 +85,14 @@ pub async fn write<E: Env>(
     }
 }
 
-/// Adds rows until the piece is full; true when there are no more.
-fn fill<'a>(piece: &mut BytesMut, rows: &mut impl Iterator<Item = (&'a Bytes, &'a Bytes)>) -> bool {
-    while piece.len() < PIECE_BYTES {
-        let Some((key, value)) = rows.next() else { return true };
-        piece.put_u32_le(key.len() as u32);
-        piece.put_u32_le(value.len() as u32);
-        piece.put_slice(key);
-        piece.put_slice(value);
-    }
-    false
+fn put_row(piece: &mut BytesMut, (key, value): &(Bytes, Bytes)) {
+    piece.put_u32_le(key.len() as u32);
+    piece.put_u32_le(value.len() as u32);
+    piece.put_slice(key);
+    piece.put_slice(value);
 }
 
-fn encode_head(place: Place, manifest: &Manifest, rows: u64) -> BytesMut {
+fn encode_head(place: Place, manifest: &Manifest) -> BytesMut {
     let mut head = BytesMut::new();
     head.put_slice(&place.cluster.0);
     head.put_u32_le(place.group.0);
@@ -108,7 +108,6 @@ fn encode_head(place: Place, manifest: &Manifest, rows: u64) -> BytesMut {
         head.put_slice(&entry.hash);
         head.put_u8(u8::from(entry.sealed));
     }
-    head.put_u64_le(rows);
     let mut out = BytesMut::with_capacity(PREFIX_BYTES + head.len() + 4);
     out.put_slice(MAGIC);
     out.put_u32_le(VERSION);
@@ -124,10 +123,10 @@ fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
 }
 
 /// Reads a rows file whole; nothing is believed before its hash was found right.
-pub async fn read<E: Env>(env: &E, path: &Path, place: Place) -> Result<(Manifest, FrozenRows, FileSum), StoreError> {
+pub async fn read<E: Env>(env: &E, path: &Path, place: Place) -> Result<(Manifest, RowPage, FileSum), StoreError> {
     let (bytes, sum) = read_whole(env, path).await?;
     let (manifest, rows) = parse(path, place, &bytes)?;
-    if StateHash::of(&rows) != manifest.state_hash {
+    if StateHash::of(rows.iter().map(|(key, value)| (key, value))) != manifest.state_hash {
         return Err(Damage::new(path, 0, "rows that do not add up to the state hash", "those that were written").into());
     }
     Ok((manifest, rows, sum))
@@ -146,7 +145,7 @@ async fn read_whole<E: Env>(env: &E, path: &Path) -> Result<(Bytes, FileSum), St
     Ok((bytes.slice(..body), FileSum { length, hash: whole.into() }))
 }
 
-fn parse(path: &Path, place: Place, bytes: &Bytes) -> Result<(Manifest, FrozenRows), StoreError> {
+fn parse(path: &Path, place: Place, bytes: &Bytes) -> Result<(Manifest, RowPage), StoreError> {
     let damaged = |found: &str| Damage::new(path, 0, found, format!("a snapshot of {} of this cluster", place.group));
     let mut prefix = &bytes[..PREFIX_BYTES];
     if &prefix[..8] != MAGIC {
@@ -161,12 +160,12 @@ fn parse(path: &Path, place: Place, bytes: &Bytes) -> Result<(Manifest, FrozenRo
     if bytes.len() < end + 4 || crc32c::crc32c(&bytes[..end]) != (&bytes[end..end + 4]).get_u32_le() {
         return Err(damaged("a header whose checksum does not match").into());
     }
-    let (manifest, rows) = parse_head(place, &bytes[PREFIX_BYTES..end]).map_err(|found| damaged(&found))?;
-    let rows = parse_rows(&bytes[end + 4..], rows).ok_or_else(|| damaged("rows that are cut off"))?;
+    let manifest = parse_head(place, &bytes[PREFIX_BYTES..end]).map_err(|found| damaged(&found))?;
+    let rows = parse_rows(&bytes[end + 4..]).ok_or_else(|| damaged("rows that are cut off"))?;
     Ok((manifest, rows))
 }
 
-fn parse_head(place: Place, mut head: &[u8]) -> Result<(Manifest, u64), String> {
+fn parse_head(place: Place, mut head: &[u8]) -> Result<Manifest, String> {
     const SHORT: &str = "a header that is cut off";
     if take(&mut head, 16).ok_or(SHORT)? != place.cluster.0 {
         return Err("a snapshot of another cluster".into());
@@ -187,8 +186,7 @@ fn parse_head(place: Place, mut head: &[u8]) -> Result<(Manifest, u64), String> 
     let count = head.try_get_u32_le().map_err(|_| SHORT)? as usize;
     let entries = take(&mut head, count.saturating_mul(SEGMENT_BYTES)).ok_or(SHORT)?;
     let segments = entries.chunks_exact(SEGMENT_BYTES).map(parse_segment).collect();
-    let rows = head.try_get_u64_le().map_err(|_| SHORT)?;
-    Ok((Manifest { meta: SnapshotMeta { last_log_id, last_membership }, state_hash, segments }, rows))
+    Ok(Manifest { meta: SnapshotMeta { last_log_id, last_membership }, state_hash, segments })
 }
 
 fn parse_segment(mut bytes: &[u8]) -> SegmentEntry {
@@ -197,15 +195,15 @@ fn parse_segment(mut bytes: &[u8]) -> SegmentEntry {
     SegmentEntry { id, length, hash, sealed: bytes[32] == 1 }
 }
 
-fn parse_rows(mut bytes: &[u8], count: u64) -> Option<FrozenRows> {
-    let mut rows = FrozenRows::new();
-    for _ in 0..count {
+fn parse_rows(mut bytes: &[u8]) -> Option<RowPage> {
+    let mut rows = RowPage::new();
+    while !bytes.is_empty() {
         let key = bytes.try_get_u32_le().ok()? as usize;
         let value = bytes.try_get_u32_le().ok()? as usize;
         let key = Bytes::copy_from_slice(take(&mut bytes, key)?);
-        rows.insert(key, Bytes::copy_from_slice(take(&mut bytes, value)?));
+        rows.push((key, Bytes::copy_from_slice(take(&mut bytes, value)?)));
     }
-    (bytes.is_empty() && rows.len() as u64 == count).then_some(rows)
+    Some(rows)
 }
 
 fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
