@@ -173,6 +173,11 @@ pub trait DiskFile: Clone + Send + Sync + 'static {
     fn allocate(&self, len: u64) -> impl Future<Output = io::Result<()>> + Send;
     /// Makes the bytes written so far durable (`fdatasync`).
     fn sync_data(&self) -> impl Future<Output = io::Result<()>> + Send;
+    /// Has the system begin to write `len` bytes from `offset`, so that a later sync finds little to do.
+    /// A hint: nothing is durable by it.
+    fn writeback(&self, _offset: u64, _len: u64) -> impl Future<Output = io::Result<()>> + Send {
+        std::future::ready(Ok(()))
+    }
 }
 
 /// The priority class of a stream between two nodes.

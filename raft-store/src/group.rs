@@ -110,6 +110,8 @@ pub struct GroupStatus {
     pub matched: BTreeMap<NodeId, u64>,
     /// State hash at the newest multiple of 256 that was applied, with that index.
     pub state_hash: (u64, [u8; 32]),
+    /// Sealed segments that scrubbing found damaged here. What is read from them is checked, and not served.
+    pub damaged_segments: Vec<u64>,
 }
 
 /// The handle of a group; cheap to clone.
@@ -245,6 +247,7 @@ impl<E: Env> Group<E> {
             voters: metrics.membership_config.voter_ids().collect(),
             matched: replication.map(|(id, matched)| (*id, index(*matched))).collect(),
             state_hash: (hashed, hash.0),
+            damaged_segments: self.0.replica.segments.damaged(),
         }
     }
 

@@ -5,7 +5,8 @@
 //!
 //! - [`env`](mod@env) everything that is taken from outside; [`identity`] whose directory it is;
 //! - [`wal`] the log of all groups; [`log`] openraft's view of it;
-//! - [`tables`] rows and state hash; [`segment`] message bodies; [`snapshot`] both at an index;
+//! - [`tables`] rows and state hash; [`segment`] message bodies; [`snapshot`] both at an index; [`sum`]
+//!   hashes of files;
 //! - [`replica`] these together: the applied state of a group; [`state`] openraft's view of it;
 //! - [`stream`] how a stream between nodes begins; `network` what openraft sends over it;
 //! - [`group`], [`store`] what the rest of the node sees.
@@ -25,6 +26,7 @@ pub mod snapshot;
 pub mod state;
 pub mod store;
 pub mod stream;
+pub mod sum;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -1,6 +1,7 @@
 //! A group's replicated state on this node: the machine over its rows, the segments, the snapshots.
 //! Shared by the state machine that openraft drives and by everybody who reads locally.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -240,7 +241,7 @@ impl<E: Env> Replica<E> {
     pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(), StoreError> {
         let (installed, rows) = self.snapshots.install(data).await?;
         let rows = rows.collect().await?;
-        self.segments.reload(&installed.manifest.segments).await?;
+        self.segments.reload(&installed.manifest.segments, &BTreeSet::new()).await?;
         let meta = installed.meta().clone();
         let index = meta.last_log_id.map_or(0, |id| id.index);
         *self.write() = State::restore(self.place, self.segment_bytes, meta, rows);

@@ -5,19 +5,21 @@
 //! A snapshot of a peer is received into a staging directory, verified by hash, and takes effect by one
 //! rename; what a crash leaves half done vanishes, what was renamed is finished at the next start.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::env::{Disk, Env, create_dir_durable};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, SegmentEntry, Segments, segment_path};
+use crate::sum::FileSum;
 use crate::types::{LogId, SnapshotMeta};
 
 mod format;
 mod rows;
 mod stage;
 
-pub use format::{FileSum, Manifest};
+pub use format::Manifest;
 pub use rows::{PAGE_ROWS, RowPage, RowPages, RowSource};
 pub(crate) use stage::{Staging, segment_name};
 
@@ -128,7 +130,8 @@ impl<E: Env> Snapshots<E> {
         let snapshots =
             Self { env: env.clone(), place, dir, segments_dir: segments_dir.clone(), kept: Mutex::new(kept) };
         let Some((manifest, rows, segments)) = base else {
-            let segments = Segments::load(env.clone(), segments_dir, place, tail_bytes_max, &[]).await?;
+            let segments =
+                Segments::load(env.clone(), segments_dir, place, tail_bytes_max, &[], &BTreeSet::new()).await?;
             return Ok(Base { snapshots, rows: None, segments });
         };
         Ok(Base { snapshots, rows: Some((manifest, rows)), segments })
@@ -217,7 +220,7 @@ async fn load_one<E: Env>(
         true => None,
         false => {
             let dir = segments_dir.to_path_buf();
-            Some(Segments::load(env.clone(), dir, place, tail_bytes_max, &manifest.segments).await?)
+            Some(Segments::load(env.clone(), dir, place, tail_bytes_max, &manifest.segments, &BTreeSet::new()).await?)
         }
     };
     Ok((SnapshotData::new(manifest, path.to_path_buf(), sum, segments_dir), RowPages::new(rows), segments))

@@ -26,6 +26,7 @@ use crate::wal::{GroupLog, Wal};
 use crate::watched::{WatchReceiverOf, Watched};
 
 mod config;
+mod scrub;
 mod trim;
 
 pub use config::{RaftTiming, StoreConfig};
@@ -70,6 +71,8 @@ impl<E: Env> Store<E> {
         }
         spawn::<E>(watch_wal::<E>(wal.fault(), opening.faults.clone(), stop.subscribe()));
         let (log_bytes, file_bytes) = (opening.config.trim_log_bytes(), opening.config.wal.file_bytes);
+        let scrubbed = groups.values().cloned().collect();
+        spawn::<E>(scrub::run(scrubbed, opening.config.scrub_bytes_per_second, stop.subscribe()));
         let trimmed = groups.values().cloned().collect();
         spawn::<E>(trim::run(wal.clone(), trimmed, log_bytes, file_bytes, stop.subscribe()));
         let patience = opening.config.disk_patience;
@@ -157,6 +160,7 @@ impl<E: Env> Opening<E> {
         let sizes =
             ReplicaConfig { snapshot_log_bytes: config.snapshot_log_bytes, segment_bytes: config.segment_bytes };
         let replica = Arc::new(Replica::open(place, base, sizes).await?);
+        replica.segments.report_to(self.faults.clone());
         let progress = config.raft.election_max;
         let network = Network::new(self.env.clone(), self.identity, id, progress);
         let (store, machine) = (LogStore::new(log.clone()), StateMachine::new(replica.clone(), log.clone()));

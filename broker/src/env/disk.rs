@@ -2,13 +2,14 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use bytes::{Bytes, BytesMut};
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 use unibus_raft_store::env::{Disk, DiskFile, OpenMode};
@@ -212,6 +213,12 @@ impl DiskFile for OpenedFile {
     async fn sync_data(&self) -> io::Result<()> {
         self.run(|file| Ok(rustix::fs::fdatasync(file)?)).await
     }
+
+    async fn writeback(&self, offset: u64, len: u64) -> io::Result<()> {
+        // What `sync_file_range` would do, which has no safe binding: dirty pages are queued for writing and
+        // stay, pages that are clean by now may go.
+        self.run(move |file| Ok(rustix::fs::fadvise(file, offset, NonZeroU64::new(len), Advice::DontNeed)?)).await
+    }
 }
 
 fn write_all(file: &File, mut offset: u64, parts: &[Bytes]) -> io::Result<()> {
@@ -248,6 +255,7 @@ mod tests {
         assert_eq!(file.len().await.expect("length"), 12_005);
         let short = file.read_at(12_000, 6).await.expect_err("past the end");
         assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
+        file.writeback(0, 12_005).await.expect("a hint");
         file.allocate(20_000).await.expect("reserved");
         assert_eq!(file.len().await.expect("length"), 20_000);
     }

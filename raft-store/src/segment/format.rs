@@ -1,9 +1,8 @@
-//! The bytes of a segment file: header, records, footer.
+//! The bytes of a segment file: header, records, and when it is sealed a [footer](super::footer).
 //!
 //! ```text
 //! header (64 bytes)  magic, version, group, cluster, segment, CRC
 //! record             length, CRC, room, sequence, at_ms, bytes      (repeated)
-//! footer             runs of rooms, hash per 64 KiB of data, hash of the data, CRC, its own length, magic
 //! ```
 //! A record's CRC-32C covers cluster, group, segment and offset as well, so that a record that was read
 //! from the wrong place does not pass. Everything is little-endian and a function of what was appended:
@@ -20,14 +19,8 @@ pub const VERSION: u32 = 1;
 pub const HEADER_BYTES: u64 = 64;
 /// Bytes of a record before its body.
 pub const RECORD_HEAD_BYTES: usize = 40;
-/// The data is hashed in blocks of this size, so that damage can be located.
-pub const BLOCK_BYTES: u64 = 64 << 10;
 
 const MAGIC: &[u8; 8] = b"UNIBSEG1";
-const FOOTER_MAGIC: &[u8; 8] = b"UNIBSEGF";
-/// Footer length and magic.
-const TRAILER_BYTES: u64 = 16;
-const RUN_BYTES: usize = 40;
 
 /// Which file it is: part of every checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,19 +53,6 @@ pub struct Record {
     pub delivery: StoredDelivery,
     /// Bytes in the file.
     pub size: u64,
-}
-
-/// What a sealed file says about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Footer {
-    /// Bytes of header and records.
-    pub data_bytes: u64,
-    /// BLAKE3 of header and records.
-    pub data_hash: [u8; 32],
-    /// Room and first sequence of each run, in the order of the file.
-    pub runs: Vec<(RoomId, Sequence, Run)>,
-    /// BLAKE3 of each 64 KiB of header and records.
-    pub blocks: Vec<[u8; 32]>,
 }
 
 impl Place {
@@ -139,12 +119,20 @@ impl Place {
         Ok(Some(Record { room, delivery: StoredDelivery { sequence, at_ms, bytes: body }, size: size as u64 }))
     }
 
-    fn record_crc(&self, segment: u64, offset: u64, length: u32, body: &[u8], bytes: &[u8]) -> u32 {
+    /// Checksum of a part of the footer that stands at `offset`.
+    pub fn index_crc(&self, segment: u64, offset: u64, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(self.place_crc(segment, offset), bytes)
+    }
+
+    fn place_crc(&self, segment: u64, offset: u64) -> u32 {
         let crc = crc32c::crc32c(&self.cluster.0);
         let crc = crc32c::crc32c_append(crc, &self.group.0.to_le_bytes());
         let crc = crc32c::crc32c_append(crc, &segment.to_le_bytes());
-        let crc = crc32c::crc32c_append(crc, &offset.to_le_bytes());
-        let crc = crc32c::crc32c_append(crc, &length.to_le_bytes());
+        crc32c::crc32c_append(crc, &offset.to_le_bytes())
+    }
+
+    fn record_crc(&self, segment: u64, offset: u64, length: u32, body: &[u8], bytes: &[u8]) -> u32 {
+        let crc = crc32c::crc32c_append(self.place_crc(segment, offset), &length.to_le_bytes());
         crc32c::crc32c_append(crc32c::crc32c_append(crc, body), bytes)
     }
 }
@@ -152,63 +140,4 @@ impl Place {
 /// Bytes of the record of `delivery`.
 pub fn record_bytes(delivery: &StoredDelivery) -> u64 {
     (RECORD_HEAD_BYTES + delivery.bytes.len()) as u64
-}
-
-impl Footer {
-    /// The footer's bytes.
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        out.put_u64_le(self.data_bytes);
-        out.put_slice(&self.data_hash);
-        out.put_u32_le(self.runs.len() as u32);
-        out.put_u32_le(self.blocks.len() as u32);
-        for (room, first, run) in &self.runs {
-            out.put_slice(&room.0);
-            out.put_u64_le(first.0);
-            out.put_u64_le(run.offset);
-            out.put_u32_le(run.bytes);
-            out.put_u32_le(run.count);
-        }
-        self.blocks.iter().for_each(|hash| out.put_slice(hash));
-        out.put_u32_le(crc32c::crc32c(&out));
-        out.put_u64_le(out.len() as u64);
-        out.put_slice(FOOTER_MAGIC);
-        out.freeze()
-    }
-
-    /// Where the footer of a file of `length` bytes begins, from the file's last 16 bytes.
-    pub fn begin(length: u64, trailer: &[u8]) -> Result<u64, String> {
-        if trailer.len() as u64 != TRAILER_BYTES || &trailer[8..] != FOOTER_MAGIC {
-            return Err("no footer".into());
-        }
-        let bytes = u64::from_le_bytes(trailer[..8].try_into().expect("8 bytes"));
-        let begin = length.checked_sub(TRAILER_BYTES).and_then(|end| end.checked_sub(bytes));
-        begin.filter(|begin| *begin >= HEADER_BYTES).ok_or_else(|| "a footer longer than the file".into())
-    }
-
-    /// The footer of the file `segment`, without its trailer.
-    pub fn decode(segment: u64, begin: u64, bytes: &[u8]) -> Result<Self, String> {
-        let (mut body, crc) = bytes.split_at_checked(bytes.len().wrapping_sub(4)).ok_or("an empty footer")?;
-        if crc != crc32c::crc32c(body).to_le_bytes() || body.len() < 48 {
-            return Err("a footer whose checksum does not match".into());
-        }
-        let data_bytes = body.get_u64_le();
-        let mut data_hash = [0; 32];
-        body.copy_to_slice(&mut data_hash);
-        let (runs, blocks) = (body.get_u32_le() as usize, body.get_u32_le() as usize);
-        if data_bytes != begin || body.len() != runs * RUN_BYTES + blocks * 32 {
-            return Err("a footer of another file".into());
-        }
-        let runs = (0..runs).map(|_| decode_run(segment, &mut body)).collect();
-        let blocks = body.chunks_exact(32).map(|hash| hash.try_into().expect("32 bytes")).collect();
-        Ok(Self { data_bytes, data_hash, runs, blocks })
-    }
-}
-
-fn decode_run(segment: u64, body: &mut &[u8]) -> (RoomId, Sequence, Run) {
-    let mut room = [0; 16];
-    body.copy_to_slice(&mut room);
-    let first = Sequence(body.get_u64_le());
-    let (offset, bytes, count) = (body.get_u64_le(), body.get_u32_le(), body.get_u32_le());
-    (RoomId(room), first, Run { segment, offset, bytes, count })
 }

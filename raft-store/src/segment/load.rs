@@ -1,10 +1,12 @@
 //! Opening the files that a manifest lists.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use bytes::{Bytes, BytesMut};
 
-use super::format::{Footer, HEADER_BYTES, Place};
+use super::footer::{Summary, TRAILER_BYTES};
+use super::format::{HEADER_BYTES, Place};
 use super::ledger::{Ledger, OpenSegment};
 use super::{SegmentEntry, segment_path};
 use crate::env::{Disk, DiskFile, Env, OpenMode, create_dir_durable};
@@ -14,7 +16,13 @@ use crate::error::{Damage, StoreError, io_at};
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// Checks every file of the manifest, then cuts the open one to its length and removes the others.
-pub async fn load<E: Env>(env: &E, dir: &Path, place: Place, manifest: &[SegmentEntry]) -> Result<Ledger, StoreError> {
+pub async fn load<E: Env>(
+    env: &E,
+    dir: &Path,
+    place: Place,
+    manifest: &[SegmentEntry],
+    keep: &BTreeSet<u64>,
+) -> Result<Ledger, StoreError> {
     create_dir_durable(env.disk(), dir).await.map_err(io_at("create", dir))?;
     let mut ledger = Ledger::new(place);
     for entry in manifest {
@@ -24,7 +32,7 @@ pub async fn load<E: Env>(env: &E, dir: &Path, place: Place, manifest: &[Segment
             load_open(env, dir, place, entry, &mut ledger).await?;
         }
     }
-    trim(env, dir, manifest).await?;
+    trim(env, dir, manifest, keep).await?;
     Ok(ledger)
 }
 
@@ -46,12 +54,11 @@ async fn load_sealed<E: Env>(
     }
     check_header(&file, path, place, entry.id).await?;
     let damaged = |found: String| Damage::new(path, length, found, "the footer of a sealed segment");
-    let trailer = file.read_at(length - 16, 16).await.map_err(io_at("read", path))?;
-    let begin = Footer::begin(length, &trailer).map_err(damaged)?;
-    let bytes = file.read_at(begin, (length - 16 - begin) as usize).await.map_err(io_at("read", path))?;
-    let footer = Footer::decode(entry.id, begin, &bytes).map_err(damaged)?;
-    // The manifest's hash covers data and footer; the footer's own covers the data.
-    ledger.adopt_sealed(*entry, footer);
+    let trailer = file.read_at(length - TRAILER_BYTES, TRAILER_BYTES as usize).await.map_err(io_at("read", path))?;
+    let range = Summary::find(length, &trailer).map_err(damaged)?;
+    let bytes = file.read_at(range.start, (range.end - range.start) as usize).await.map_err(io_at("read", path))?;
+    let summary = Summary::decode(place, entry.id, range.start, &bytes).map_err(damaged)?;
+    ledger.adopt_sealed(*entry, summary);
     Ok(())
 }
 
@@ -74,15 +81,14 @@ async fn load_open<E: Env>(
         match place.decode_record(entry.id, at, &rest).map_err(|found| Damage::new(path, at, found, "a record"))? {
             Some(record) => {
                 let size = record.size as u32;
-                ledger
-                    .index(&mut open, record.room, record.delivery.sequence, at, size)
+                open.index(record.room, record.delivery.sequence, at, size)
                     .map_err(|found| Damage::new(path, at, found, "consecutive records of each room"))?;
                 open.extend(&rest.split_to(record.size as usize));
             }
             None => rest = more(&file, path, at, rest, entry.length).await?,
         }
     }
-    if open.hash() != entry.hash {
+    if open.entry(false) != *entry {
         return Err(Damage::new(path, 0, "bytes with another hash", "the hash in the snapshot's manifest").into());
     }
     ledger.adopt_open(open);
@@ -124,10 +130,12 @@ async fn check_header<F: DiskFile>(file: &F, path: &Path, place: Place, segment:
 }
 
 /// Removes what the manifest does not list: replay writes it again.
-async fn trim<E: Env>(env: &E, dir: &Path, manifest: &[SegmentEntry]) -> Result<(), StoreError> {
+async fn trim<E: Env>(env: &E, dir: &Path, manifest: &[SegmentEntry], keep: &BTreeSet<u64>) -> Result<(), StoreError> {
+    let keep: BTreeSet<_> = keep.iter().map(|id| segment_path(dir, *id)).collect();
     for name in env.disk().list(dir).await.map_err(io_at("list", dir))? {
         let path = &dir.join(&name);
         match manifest.iter().find(|entry| segment_path(dir, entry.id) == *path) {
+            None if keep.contains(path) => {}
             None => env.disk().remove_file(path).await.map_err(io_at("remove", path))?,
             Some(entry) if !entry.sealed => {
                 let file = env.disk().open(path, OpenMode::Write).await.map_err(io_at("open", path))?;

@@ -5,10 +5,15 @@
 //! Every read verifies checksum, room and sequence; what does not match is [`TimelineError::Corrupt`]
 //! and is never served.
 
+mod footer;
 mod format;
 mod ledger;
 mod load;
+mod lookup;
+mod lru;
 mod read;
+mod scrub;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,11 +24,13 @@ use unibus_machine::StoredDelivery;
 use unibus_proto::id::RoomId;
 use unibus_proto::position::Sequence;
 
-use crate::env::{Disk, DiskFile, Env, OpenMode};
+use crate::env::{Disk, Env, OpenMode};
 use crate::error::StoreError;
 
 pub use format::Place;
 use ledger::Ledger;
+use lookup::IndexCache;
+use write::Writer;
 
 /// Open files kept for reading; a shard rarely reads more at once.
 const FILES_MAX: usize = 64;
@@ -35,7 +42,7 @@ pub struct SegmentEntry {
     pub id: u64,
     /// Bytes: all of a sealed file, a prefix of the open one.
     pub length: u64,
-    /// BLAKE3 of these bytes.
+    /// Their [`FileSum`](crate::sum::FileSum).
     pub hash: [u8; 32],
     /// Whether it is complete.
     pub sealed: bool,
@@ -67,9 +74,11 @@ pub struct Segments<E: Env> {
     dir: PathBuf,
     tail_bytes_max: u64,
     ledger: Mutex<Ledger>,
+    index: Mutex<IndexCache>,
     files: Mutex<OpenFiles<E>>,
-    /// Held while files are written or exchanged; knows the files with unsynced bytes.
-    writer: tokio::sync::Mutex<BTreeSet<u64>>,
+    writer: Writer,
+    /// What scrubbing found damaged.
+    damaged: Mutex<BTreeSet<u64>>,
 }
 
 /// Files that are open, by segment.
@@ -86,37 +95,28 @@ pub fn segment_path(dir: &Path, id: u64) -> PathBuf {
 }
 
 impl<E: Env> Segments<E> {
-    /// The files in `dir` as `manifest` lists them: anything beyond is cut off or removed. Nothing is
-    /// changed unless all of them are whole.
+    /// The files in `dir` as `manifest` lists them: anything beyond is cut off or removed, but for the
+    /// files `keep`. Nothing is changed unless all of them are whole.
     pub async fn load(
         env: E,
         dir: PathBuf,
         place: Place,
         tail_bytes_max: u64,
         manifest: &[SegmentEntry],
+        keep: &BTreeSet<u64>,
     ) -> Result<Self, StoreError> {
-        let ledger = Box::pin(load::load(&env, &dir, place, manifest)).await?;
+        let ledger = Box::pin(load::load(&env, &dir, place, manifest, keep)).await?;
         Ok(Self {
             env,
             place,
             dir,
             tail_bytes_max,
             ledger: Mutex::new(ledger),
+            index: Mutex::new(IndexCache::new()),
             files: Mutex::new(OpenFiles { by_segment: BTreeMap::new(), epoch: 0 }),
-            writer: tokio::sync::Mutex::new(BTreeSet::new()),
+            writer: Writer::default(),
+            damaged: Mutex::default(),
         })
-    }
-
-    /// Takes over the files of an installed snapshot.
-    pub async fn reload(&self, manifest: &[SegmentEntry]) -> Result<(), StoreError> {
-        let mut unsynced = self.writer.lock().await;
-        let ledger = Box::pin(load::load(&self.env, &self.dir, self.place, manifest)).await?;
-        *self.ledger() = ledger;
-        let mut files = self.files();
-        files.by_segment.clear();
-        files.epoch += 1;
-        unsynced.clear();
-        Ok(())
     }
 
     /// Where the files are.
@@ -136,43 +136,19 @@ impl<E: Env> Segments<E> {
 
     /// A sealed file.
     pub fn sealed(&self, id: u64) -> Option<SegmentEntry> {
-        self.ledger().sealed(id)
+        self.ledger().sealed(id).map(|sealed| sealed.entry)
+    }
+
+    /// Forgets a sealed file of which no record counts any more. The file itself goes when no snapshot
+    /// lists it either.
+    pub fn drop_sealed(&self, id: u64) -> bool {
+        self.index().clear();
+        self.ledger().drop_sealed(id)
     }
 
     /// All files as they stand.
     pub fn manifest(&self) -> Vec<SegmentEntry> {
         self.ledger().manifest()
-    }
-
-    /// Writes out what was appended.
-    pub async fn flush(&self) -> io::Result<()> {
-        let mut unsynced = self.writer.lock().await;
-        self.write_out(&mut unsynced).await
-    }
-
-    /// Writes out what was appended and makes it durable.
-    pub async fn sync(&self) -> io::Result<()> {
-        let mut unsynced = self.writer.lock().await;
-        self.write_out(&mut unsynced).await?;
-        for segment in unsynced.iter() {
-            self.file(*segment, OpenMode::Write).await?.sync_data().await?;
-        }
-        if !unsynced.is_empty() {
-            self.env.disk().sync_dir(&self.dir).await?;
-            unsynced.clear();
-        }
-        Ok(())
-    }
-
-    async fn write_out(&self, unsynced: &mut BTreeSet<u64>) -> io::Result<()> {
-        let todo = self.ledger().unwritten();
-        for write in todo {
-            let end = write.offset + write.parts.iter().map(|part| part.len() as u64).sum::<u64>();
-            unsynced.insert(write.segment);
-            self.file(write.segment, OpenMode::Create).await?.write_at(write.offset, write.parts).await?;
-            self.ledger().written((write.segment, end), self.tail_bytes_max);
-        }
-        Ok(())
     }
 
     async fn file(&self, segment: u64, mode: OpenMode) -> io::Result<<E::Disk as Disk>::File> {
@@ -198,6 +174,10 @@ impl<E: Env> Segments<E> {
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index(&self) -> MutexGuard<'_, IndexCache> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn files(&self) -> MutexGuard<'_, OpenFiles<E>> {

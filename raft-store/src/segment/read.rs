@@ -1,11 +1,14 @@
 //! Reading a room's timeline: find the run, take it from memory or disk, verify each record.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use unibus_machine::StoredDelivery;
 use unibus_proto::id::RoomId;
 use unibus_proto::position::Sequence;
 
 use super::format::Run;
+use super::lookup::Found;
 use super::{Segments, TimelineError, segment_path};
 use crate::env::{DiskFile, Env, OpenMode};
 
@@ -22,13 +25,38 @@ impl<E: Env> Segments<E> {
         let mut batch = Batch { out: vec![], bytes: 0, bytes_max, count_max: count_max.max(1) };
         let mut next = from;
         while !batch.is_full() {
-            // Not in a `while let`: that would hold the ledger over the await.
-            let found = self.ledger().find(room, next)?;
-            let Some((first, run)) = found else { break };
-            let bytes = self.run_bytes(&run).await?;
-            next = self.take_run(room, first, next, &run, bytes, &mut batch)?;
+            let runs = match self.locate(room, next).await? {
+                Found::Open(runs) => runs,
+                Found::Sealed(segment, runs) => {
+                    for (first, run) in runs.from(segment, next) {
+                        next = self.read_run(room, (first, run), next, &mut batch).await?;
+                        if batch.is_full() {
+                            break;
+                        }
+                    }
+                    continue;
+                }
+                Found::Beyond => break,
+            };
+            for run in runs {
+                next = self.read_run(room, run, next, &mut batch).await?;
+                if batch.is_full() {
+                    break;
+                }
+            }
         }
         Ok(batch.out)
+    }
+
+    async fn read_run(
+        &self,
+        room: RoomId,
+        (first, run): (Sequence, Run),
+        from: Sequence,
+        batch: &mut Batch,
+    ) -> Result<Sequence, TimelineError> {
+        let bytes = self.bytes(run.segment, run.offset..run.offset + u64::from(run.bytes)).await?;
+        self.take_run(room, first, from, &run, bytes, batch)
     }
 
     /// Verifies the records of a run and takes those from `from` on; answers what follows the run.
@@ -67,17 +95,18 @@ impl<E: Env> Segments<E> {
         Ok(expected)
     }
 
-    async fn run_bytes(&self, run: &Run) -> Result<Bytes, TimelineError> {
-        let (begin, newest) = self.ledger().in_memory(run);
-        let missing = (begin - run.offset) as usize;
+    /// Bytes of a file, from memory as far as they are there.
+    pub(super) async fn bytes(&self, segment: u64, range: Range<u64>) -> Result<Bytes, TimelineError> {
+        let (begin, newest) = self.ledger().in_memory(segment, range.clone());
+        let missing = (begin - range.start) as usize;
         if missing == 0 {
             return Ok(newest);
         }
         let read = async {
-            let file = self.file(run.segment, OpenMode::Read).await?;
-            file.read_at(run.offset, missing).await
+            let file = self.file(segment, OpenMode::Read).await?;
+            file.read_at(range.start, missing).await
         };
-        let older = read.await.map_err(|e| self.corrupt(run.segment, run.offset, &e.to_string()))?;
+        let older = read.await.map_err(|e| self.corrupt(segment, range.start, &e.to_string()))?;
         if newest.is_empty() {
             return Ok(older);
         }
@@ -87,7 +116,7 @@ impl<E: Env> Segments<E> {
         Ok(all.freeze())
     }
 
-    fn corrupt(&self, segment: u64, offset: u64, found: &str) -> TimelineError {
+    pub(super) fn corrupt(&self, segment: u64, offset: u64, found: &str) -> TimelineError {
         let path = segment_path(self.dir(), segment);
         TimelineError::Corrupt(format!(
             "{} is damaged at byte {offset}: found {found}; it is not served, read from another node",

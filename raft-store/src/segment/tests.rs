@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use unibus_proto::id::{ClusterId, GroupId};
 
 use super::*;
+use crate::sum::FileSum;
 use crate::testing::TestEnv;
 
 const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(3) };
@@ -17,7 +18,7 @@ fn delivery(sequence: u64, bytes: usize) -> StoredDelivery {
 }
 
 async fn load(dir: &Path, tail: u64, manifest: &[SegmentEntry]) -> Result<Segments<TestEnv>, StoreError> {
-    Segments::load(TestEnv::new(1), dir.to_path_buf(), PLACE, tail, manifest).await
+    Segments::load(TestEnv::new(1), dir.to_path_buf(), PLACE, tail, manifest, &BTreeSet::new()).await
 }
 
 /// Two rooms in turns, sealed after each third.
@@ -104,6 +105,66 @@ async fn a_gap_and_a_closed_segment_are_refused() {
     assert!(segments.append(3, ROOM, &[delivery(150, 1)]).is_err(), "not the open one");
 }
 
+fn room_number(number: u32) -> RoomId {
+    let mut id = [0; 16];
+    id[..4].copy_from_slice(&number.to_be_bytes());
+    RoomId(id)
+}
+
+/// Several pages of rooms in each footer; some rooms are only in some of the files.
+#[tokio::test]
+async fn many_rooms_are_found_in_the_footers() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = load(dir.path(), 0, &[]).await.expect("empty");
+    let in_segment = |room: u32, segment: u64| segment == 2 || u64::from(room) % 3 != segment;
+    let mut next = vec![0; 450];
+    for segment in 0..5 {
+        for room in (0..450).filter(|room| in_segment(*room, segment)) {
+            let at = &mut next[room as usize];
+            let deliveries: Vec<_> = (*at..*at + 3).map(|s| delivery(s, 20)).collect();
+            *at += 3;
+            segments.append(segment, room_number(room), &deliveries[..2]).expect("appends");
+            segments.append(segment, room_number(room), &deliveries[2..]).expect("appends");
+        }
+        if segment < 4 {
+            segments.cut(segment).expect("seals");
+        }
+        segments.flush().await.expect("flushes");
+    }
+    let again = load(dir.path(), 0, &segments.manifest()).await.expect("loads");
+    for segments in [segments, again] {
+        for room in [0, 1, 2, 99, 100, 101, 299, 448, 449] {
+            let count = next[room as usize];
+            assert_eq!(all(&segments, room_number(room)).await, Ok(expected(count, 20)), "room {room}");
+            for from in (0..count).rev() {
+                let read = segments.read(room_number(room), Sequence(from), 1, 1).await;
+                assert_eq!(read, Ok(vec![delivery(from, 20)]), "room {room} backwards");
+            }
+            let outside = TimelineError::OutOfRange { floor: Sequence(0), head: Sequence(count - 1) };
+            assert_eq!(segments.read(room_number(room), Sequence(count + 1), 1, 1).await, Err(outside));
+        }
+        let none = segments.read(room_number(450), Sequence(0), 1, 1).await;
+        assert_eq!(none, Err(TimelineError::NotFound));
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_file_raises_the_floor() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = filled(dir.path(), 0).await;
+    assert_eq!(segments.read(ROOM, Sequence(60), 1, 1).await.map(|read| read.len()), Ok(1));
+    assert!(segments.drop_sealed(0));
+    assert!(!segments.drop_sealed(0), "once");
+    let below = TimelineError::OutOfRange { floor: Sequence(50), head: Sequence(149) };
+    assert_eq!(segments.read(ROOM, Sequence(49), 1, 1).await, Err(below));
+    assert_eq!(segments.read(ROOM, Sequence(50), usize::MAX, 200).await.map(|read| read.len()), Ok(100));
+    assert!(!segments.manifest().iter().any(|entry| entry.id == 0));
+    assert!(segment_path(dir.path(), 0).exists(), "a snapshot may list it");
+    assert!(segments.drop_sealed(1), "in the middle");
+    let gone = TimelineError::OutOfRange { floor: Sequence(100), head: Sequence(149) };
+    assert_eq!(segments.read(ROOM, Sequence(50), 1, 1).await, Err(gone));
+}
+
 #[tokio::test]
 async fn a_restart_cuts_to_the_manifest_and_replay_writes_the_same_bytes() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -126,8 +187,8 @@ async fn a_restart_cuts_to_the_manifest_and_replay_writes_the_same_bytes() {
     again.flush().await.expect("flushes");
     assert_eq!(again.sealed(2), sealed);
     assert_eq!(fs::read(segment_path(dir.path(), 2)).expect("reads"), bytes);
-    let whole: [u8; 32] = blake3::hash(&bytes).into();
-    assert_eq!(sealed.map(|entry| (entry.length, entry.hash)), Some((bytes.len() as u64, whole)));
+    let whole = FileSum::of(&bytes);
+    assert_eq!(sealed.map(|entry| FileSum { length: entry.length, hash: entry.hash }), Some(whole));
 }
 
 #[tokio::test]
@@ -171,6 +232,31 @@ async fn a_flipped_bit_is_refused_at_start_or_corrupt_when_read() {
 }
 
 #[tokio::test]
+async fn scrubbing_finds_every_flip_and_names_the_block() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = filled(dir.path(), 0).await;
+    assert_eq!(segments.scrubbable(), [0, 1]);
+    let scrub = async || segments.scrub(1, |_| std::future::ready(())).await;
+    assert_eq!((scrub().await, segments.damaged()), (None, vec![]));
+    let path = segment_path(dir.path(), 1);
+    let good = fs::read(&path).expect("reads");
+    for at in [0, 63, 64, 70_000, 200_000, good.len() / 2, good.len() - 300, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        fs::write(&path, &bad).expect("flip");
+        let found = scrub().await.expect("noticed");
+        let named = at as u64 / (64 << 10) * (64 << 10);
+        assert!(at > 300_000 || found.contains(&format!("byte {named} ")), "{at}: {found}");
+    }
+    assert_eq!(segments.damaged(), [1]);
+    fs::write(&path, &good).expect("restore");
+    assert_eq!(scrub().await, None);
+    fs::remove_file(&path).expect("remove");
+    segments.drop_sealed(1);
+    assert_eq!((scrub().await, segments.damaged()), (None, vec![]), "dropped, not damaged");
+}
+
+#[tokio::test]
 async fn a_file_in_the_place_of_another_is_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
     let manifest = filled(dir.path(), 0).await.manifest();
@@ -182,8 +268,9 @@ proptest! {
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = PLACE.decode_record(0, 64, &Bytes::from(bytes.clone()));
-        let _ = format::Footer::decode(0, 64, &bytes);
-        let _ = format::Footer::begin(200, &bytes);
+        let _ = footer::Summary::decode(PLACE, 0, 64, &bytes);
+        let _ = footer::Summary::decode_page(PLACE, 0, 64, &bytes);
+        let _ = footer::Summary::find(200, &bytes);
         let _ = PLACE.check_header(0, &bytes);
     }
 }

@@ -18,6 +18,7 @@ use crate::codec::{decode_log_id, decode_message, decode_stored_membership, enco
 use crate::env::{Disk, DiskFile, Env, OpenMode};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, SegmentEntry};
+use crate::sum::{FileHasher, FileSum};
 use crate::tables::StateHash;
 use crate::types::SnapshotMeta;
 
@@ -41,15 +42,6 @@ pub struct Manifest {
     pub segments: Vec<SegmentEntry>,
 }
 
-/// Length and BLAKE3 of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileSum {
-    /// Bytes.
-    pub length: u64,
-    /// BLAKE3.
-    pub hash: [u8; 32],
-}
-
 /// Writes the rows file and makes its bytes durable.
 pub async fn write<E: Env>(
     env: &E,
@@ -60,7 +52,7 @@ pub async fn write<E: Env>(
 ) -> Result<FileSum, StoreError> {
     let file = env.disk().open(path, OpenMode::Truncate).await.map_err(io_at("create", path))?;
     let mut hasher = blake3::Hasher::new();
-    let mut length = 0u64;
+    let mut sum = FileHasher::default();
     let mut piece = encode_head(place, manifest);
     let mut last: Option<Bytes> = None;
     loop {
@@ -71,15 +63,14 @@ pub async fn write<E: Env>(
         hasher.update(&piece);
         if done {
             let whole: [u8; 32] = hasher.finalize().into();
-            hasher.update(&whole);
             piece.put_slice(&whole);
         }
         let bytes = piece.split().freeze();
-        let at = length;
-        length += bytes.len() as u64;
+        let at = sum.length();
+        sum.update(&bytes);
         if done {
             file.write_at_sync(at, vec![bytes]).await.map_err(io_at("write", path))?;
-            return Ok(FileSum { length, hash: hasher.finalize().into() });
+            return Ok(sum.sum());
         }
         file.write_at(at, vec![bytes]).await.map_err(io_at("write", path))?;
     }
@@ -136,13 +127,12 @@ async fn read_whole<E: Env>(env: &E, path: &Path) -> Result<(Bytes, FileSum), St
     let file = env.disk().open(path, OpenMode::Read).await.map_err(io_at("open", path))?;
     let length = file.len().await.map_err(io_at("measure", path))?;
     let bytes = file.read_at(0, length as usize).await.map_err(io_at("read", path))?;
-    let whole = blake3::hash(&bytes);
     let body = bytes.len().checked_sub(32).filter(|body| *body >= PREFIX_BYTES);
     let body = body.ok_or_else(|| Damage::new(path, length, format!("{length} bytes"), "a whole snapshot"))?;
     if blake3::hash(&bytes[..body]).as_bytes() != &bytes[body..] {
         return Err(Damage::new(path, 0, "bytes that do not match their hash", "a whole, unaltered snapshot").into());
     }
-    Ok((bytes.slice(..body), FileSum { length, hash: whole.into() }))
+    Ok((bytes.slice(..body), FileSum::of(&bytes)))
 }
 
 fn parse(path: &Path, place: Place, bytes: &Bytes) -> Result<(Manifest, RowPage), StoreError> {
@@ -217,15 +207,13 @@ fn take_bytes(bytes: &mut &[u8]) -> Option<Bytes> {
     take(bytes, length).map(Bytes::copy_from_slice)
 }
 
-/// BLAKE3 and length of a file, or of its first `length` bytes.
+/// Length and hash of a file, or of its first `length` bytes.
 pub async fn sum<E: Env>(env: &E, path: &Path, length: u64) -> Result<FileSum, StoreError> {
     let file = env.disk().open(path, OpenMode::Read).await.map_err(io_at("open", path))?;
-    let mut hasher = blake3::Hasher::new();
-    let mut at = 0;
-    while at < length {
-        let piece = (length - at).min(PIECE_BYTES as u64);
-        hasher.update(&file.read_at(at, piece as usize).await.map_err(io_at("read", path))?);
-        at += piece;
+    let mut hasher = FileHasher::default();
+    while hasher.length() < length {
+        let piece = (length - hasher.length()).min(PIECE_BYTES as u64);
+        hasher.update(&file.read_at(hasher.length(), piece as usize).await.map_err(io_at("read", path))?);
     }
-    Ok(FileSum { length, hash: hasher.finalize().into() })
+    Ok(hasher.sum())
 }

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::format::{self, FileSum};
+use super::format;
 use super::{SnapshotData, file_name};
 use crate::env::{Disk, DiskFile, Env, OpenMode, Rng, create_dir_durable};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, segment_path};
+use crate::sum::{FileHasher, FileSum};
 
 const STAGING: &str = "staging-";
 const ROWS: &str = "rows";
@@ -29,8 +30,7 @@ pub(crate) struct Staging<E: Env> {
 pub(crate) struct StagedFile<E: Env> {
     file: <E::Disk as Disk>::File,
     path: PathBuf,
-    length: u64,
-    hasher: blake3::Hasher,
+    hasher: FileHasher,
 }
 
 /// The name of segment `id` in a staging directory and on the wire.
@@ -54,7 +54,7 @@ impl<E: Env> Staging<E> {
     pub async fn file(&self, name: &str) -> Result<StagedFile<E>, StoreError> {
         let path = self.dir.join(name);
         let file = self.env.disk().open(&path, OpenMode::CreateNew).await.map_err(io_at("create", &path))?;
-        Ok(StagedFile { file, path, length: 0, hasher: blake3::Hasher::new() })
+        Ok(StagedFile { file, path, hasher: FileHasher::default() })
     }
 
     /// Verifies that rows and segments belong together; all files were finished before.
@@ -95,9 +95,9 @@ impl<E: Env> Staging<E> {
     async fn copy(&self, from: &Path, length: u64, name: &str) -> Result<(), StoreError> {
         let source = self.env.disk().open(from, OpenMode::Read).await.map_err(io_at("open", from))?;
         let mut to = self.file(name).await?;
-        while to.length < length {
-            let piece = (length - to.length).min(format::PIECE_BYTES as u64) as usize;
-            to.write(source.read_at(to.length, piece).await.map_err(io_at("read", from))?).await?;
+        while to.length() < length {
+            let piece = (length - to.length()).min(format::PIECE_BYTES as u64) as usize;
+            to.write(source.read_at(to.length(), piece).await.map_err(io_at("read", from))?).await?;
         }
         to.finish().await.map(|_| ())
     }
@@ -106,21 +106,20 @@ impl<E: Env> Staging<E> {
 impl<E: Env> StagedFile<E> {
     /// Appends a piece.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        let at = self.hasher.length();
         self.hasher.update(&bytes);
-        let at = self.length;
-        self.length += bytes.len() as u64;
         self.file.write_at(at, vec![bytes]).await.map_err(io_at("write", &self.path))
     }
 
     /// Bytes so far.
     pub fn length(&self) -> u64 {
-        self.length
+        self.hasher.length()
     }
 
     /// Makes the file durable; answers what it holds.
     pub async fn finish(self) -> Result<FileSum, StoreError> {
         self.file.sync_data().await.map_err(io_at("sync", &self.path))?;
-        Ok(FileSum { length: self.length, hash: self.hasher.finalize().into() })
+        Ok(self.hasher.sum())
     }
 }
 

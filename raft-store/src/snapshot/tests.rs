@@ -138,7 +138,7 @@ async fn another_replica_installs_it() {
     let follower = open(to.path(), None).await.expect("blank");
     snapshot(&follower, 0).await;
     let (installed, got) = follower.snapshots.install(&data).await.expect("installs");
-    follower.segments.reload(&installed.manifest.segments).await.expect("reloads");
+    follower.segments.reload(&installed.manifest.segments, &BTreeSet::new()).await.expect("reloads");
     assert_eq!(got.collect().await.expect("reads"), rows(2));
     assert_eq!(installed.meta(), data.meta());
     assert_eq!(follower.snapshots.purge_bound(), None, "the older one does not continue the log");

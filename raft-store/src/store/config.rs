@@ -49,6 +49,10 @@ pub struct StoreConfig {
     pub timeline_tail_bytes: u64,
     /// Segments are cut at this size, the same on all nodes for ever.
     pub segment_bytes: u64,
+    /// Snapshots are sent to other nodes at this rate at most, all together: publishing goes on meanwhile.
+    pub snapshot_bytes_per_second: u64,
+    /// Sealed segments are verified in the background at this rate; 0 = never.
+    pub scrub_bytes_per_second: u64,
     /// A write of the log that takes longer means that the disk hangs: the process must end.
     pub disk_patience: Duration,
     /// Lets a restarted leader go on leading without a vote, which loses acknowledged data
@@ -66,6 +70,8 @@ impl Default for StoreConfig {
             snapshot_log_bytes: 64 << 20,
             timeline_tail_bytes: 8 << 20,
             segment_bytes: SEGMENT_BYTES,
+            snapshot_bytes_per_second: 64 << 20,
+            scrub_bytes_per_second: 2 << 20,
             disk_patience: Duration::from_secs(30),
             danger_enable_leader_restore: false,
         }
