@@ -18,6 +18,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use unibus_proto::id::NodeId;
 
+use crate::tree::Trees;
+
 pub use openraft_rt::{
     AsyncRuntime, Instant, Mpsc, MpscReceiver, MpscSender, Oneshot, OneshotSender, Watch, WatchReceiver, WatchSender,
 };
@@ -30,6 +32,8 @@ pub trait Env: Clone + Send + Sync + 'static {
     type Net: Net;
     /// The node's files.
     type Disk: Disk;
+    /// The trees under the tables.
+    type Trees: Trees;
     /// Wall-clock time.
     type Clock: Clock;
     /// Randomness: ids, nonces, jitter.
@@ -39,6 +43,8 @@ pub trait Env: Clone + Send + Sync + 'static {
     fn net(&self) -> &Self::Net;
     /// The disk.
     fn disk(&self) -> &Self::Disk;
+    /// The trees, on the same files as the disk.
+    fn trees(&self) -> Self::Trees;
     /// The wall clock.
     fn clock(&self) -> &Self::Clock;
     /// The random source.

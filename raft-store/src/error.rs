@@ -36,6 +36,14 @@ pub enum StoreError {
     /// The write-ahead log cannot be opened.
     #[error(transparent)]
     Wal(#[from] WalError),
+    /// The tables of a group cannot be used.
+    #[error("group {group}: tables: {why}; start the node again, which rebuilds them")]
+    Tables {
+        /// The group.
+        group: GroupId,
+        /// The reason.
+        why: String,
+    },
     /// A setting that cannot work.
     #[error("store configuration: {0}")]
     Config(String),

@@ -5,12 +5,14 @@
 //!
 //! - [`env`](mod@env) everything that is taken from outside; [`identity`] whose directory it is;
 //! - [`wal`] the log of all groups; [`log`] openraft's view of it;
-//! - [`tables`] rows and state hash; [`segment`] message bodies; [`snapshot`] both at an index; [`sum`]
+//! - [`tree`] an ordered map on disk; [`checkpoint`] how it is kept whole; [`tables`] the rows over it;
+//! - [`segment`] message bodies; [`snapshot`] rows and bodies at an index; [`sum`]
 //!   hashes of files;
 //! - [`replica`] these together: the applied state of a group; [`state`] openraft's view of it;
 //! - [`stream`] how a stream between nodes begins; `network` what openraft sends over it;
 //! - [`group`], [`store`] what the rest of the node sees.
 
+pub mod checkpoint;
 pub mod codec;
 pub mod env;
 pub mod error;
@@ -30,6 +32,7 @@ pub mod sum;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod tree;
 pub mod types;
 pub mod wal;
 mod watched;

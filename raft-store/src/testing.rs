@@ -18,6 +18,7 @@ use openraft_rt_tokio::TokioRuntime;
 use unibus_proto::id::NodeId;
 
 use crate::env::{Clock, Disk, DiskFile, Duplex, Env, FrameRx, FrameTx, Lane, Net, NetError, OpenMode, Rng};
+use crate::tree::LogTrees;
 
 /// Tokio, `std::fs`, no network, system clock, seeded randomness.
 #[derive(Clone, Debug)]
@@ -36,6 +37,7 @@ impl Env for TestEnv {
     type Rt = TokioRuntime;
     type Net = NoNet;
     type Disk = FsDisk;
+    type Trees = LogTrees<FsDisk>;
     type Clock = SystemClock;
     type Rng = SeededRng;
 
@@ -44,6 +46,9 @@ impl Env for TestEnv {
     }
     fn disk(&self) -> &FsDisk {
         &FsDisk
+    }
+    fn trees(&self) -> LogTrees<FsDisk> {
+        LogTrees(FsDisk)
     }
     fn clock(&self) -> &SystemClock {
         &SystemClock

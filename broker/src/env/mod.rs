@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use unibus_raft_store::env::{Clock, Env, Rng};
+use unibus_raft_store::tree::SledTrees;
 
 pub use disk::{FileDisk, FileLock, OpenedFile};
 
@@ -32,6 +33,7 @@ impl Env for ProductionEnv {
     type Rt = openraft_rt_tokio::TokioRuntime;
     type Net = QuicNet;
     type Disk = FileDisk;
+    type Trees = SledTrees;
     type Clock = SystemClock;
     type Rng = SystemRng;
 
@@ -40,6 +42,9 @@ impl Env for ProductionEnv {
     }
     fn disk(&self) -> &FileDisk {
         &self.disk
+    }
+    fn trees(&self) -> SledTrees {
+        SledTrees
     }
     fn clock(&self) -> &SystemClock {
         &self.clock

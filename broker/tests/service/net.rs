@@ -8,6 +8,7 @@ use openraft_rt_tokio::TokioRuntime;
 use tokio::sync::mpsc;
 use unibus_proto::id::NodeId;
 use unibus_raft_store::env::{Duplex, Env, FrameRx, FrameTx, Lane, Net, NetError};
+use unibus_raft_store::tree::LogTrees;
 use unibus_raft_store::testing::{FsDisk, SeededRng, SystemClock};
 
 /// Frames on their way in one direction of a stream.
@@ -57,6 +58,7 @@ impl Env for HubEnv {
     type Rt = TokioRuntime;
     type Net = HubNet;
     type Disk = FsDisk;
+    type Trees = LogTrees<FsDisk>;
     type Clock = SystemClock;
     type Rng = SeededRng;
 
@@ -65,6 +67,9 @@ impl Env for HubEnv {
     }
     fn disk(&self) -> &FsDisk {
         &FsDisk
+    }
+    fn trees(&self) -> LogTrees<FsDisk> {
+        LogTrees(FsDisk)
     }
     fn clock(&self) -> &SystemClock {
         &SystemClock

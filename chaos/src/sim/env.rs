@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use unibus_raft_store::env::{Env, Rng};
+use unibus_raft_store::tree::LogTrees;
 
 use crate::sim::clock::SimClock;
 use crate::sim::disk::SimDisk;
@@ -31,6 +32,7 @@ impl Env for SimEnv {
     type Rt = SimRuntime;
     type Net = SimNet;
     type Disk = SimDisk;
+    type Trees = LogTrees<SimDisk>;
     type Clock = SimClock;
     type Rng = SimRng;
 
@@ -40,6 +42,10 @@ impl Env for SimEnv {
 
     fn disk(&self) -> &SimDisk {
         &self.disk
+    }
+
+    fn trees(&self) -> LogTrees<SimDisk> {
+        LogTrees(self.disk.clone())
     }
 
     fn clock(&self) -> &SimClock {

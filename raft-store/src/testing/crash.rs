@@ -13,6 +13,7 @@ use openraft_rt_tokio::TokioRuntime;
 
 use super::{NoNet, SeededRng, SystemClock};
 use crate::env::{Disk, DiskFile, Env, OpenMode, Rng};
+use crate::tree::LogTrees;
 
 /// What a disk writes whole.
 const SECTOR: usize = 512;
@@ -36,6 +37,7 @@ impl Env for CrashEnv {
     type Rt = TokioRuntime;
     type Net = NoNet;
     type Disk = CrashDisk;
+    type Trees = LogTrees<CrashDisk>;
     type Clock = SystemClock;
     type Rng = SeededRng;
 
@@ -44,6 +46,9 @@ impl Env for CrashEnv {
     }
     fn disk(&self) -> &CrashDisk {
         &self.disk
+    }
+    fn trees(&self) -> LogTrees<CrashDisk> {
+        LogTrees(self.disk.clone())
     }
     fn clock(&self) -> &SystemClock {
         &SystemClock

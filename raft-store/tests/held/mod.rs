@@ -6,6 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use tokio::sync::watch;
 use unibus_raft_store::env::{Disk, DiskFile, Env, OpenMode};
+use unibus_raft_store::tree::LogTrees;
 use unibus_raft_store::testing::{FsDisk, FsFile, NoNet, SeededRng, SystemClock, TestEnv};
 
 #[derive(Clone)]
@@ -35,6 +36,7 @@ impl Env for HeldEnv {
     type Rt = <TestEnv as Env>::Rt;
     type Net = NoNet;
     type Disk = HeldDisk;
+    type Trees = LogTrees<FsDisk>;
     type Clock = SystemClock;
     type Rng = SeededRng;
 
@@ -43,6 +45,9 @@ impl Env for HeldEnv {
     }
     fn disk(&self) -> &HeldDisk {
         &self.disk
+    }
+    fn trees(&self) -> LogTrees<FsDisk> {
+        LogTrees(FsDisk)
     }
     fn clock(&self) -> &SystemClock {
         &SystemClock

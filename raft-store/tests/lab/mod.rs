@@ -19,6 +19,7 @@ use unibus_raft_store::env::{Env, Net};
 use unibus_raft_store::identity::DirectoryLock;
 use unibus_raft_store::store::{Store, StoreConfig};
 use unibus_raft_store::stream::accept_stream;
+use unibus_raft_store::tree::SledTrees;
 use unibus_raft_store::testing::{FsDisk, SeededRng, SystemClock, TestEnv};
 use unibus_raft_store::types::Member;
 use unibus_raft_store::wal::WalConfig;
@@ -47,6 +48,7 @@ impl Env for LabEnv {
     type Rt = <TestEnv as Env>::Rt;
     type Net = MemNet;
     type Disk = FsDisk;
+    type Trees = SledTrees;
     type Clock = SystemClock;
     type Rng = SeededRng;
 
@@ -55,6 +57,9 @@ impl Env for LabEnv {
     }
     fn disk(&self) -> &FsDisk {
         &FsDisk
+    }
+    fn trees(&self) -> SledTrees {
+        SledTrees
     }
     fn clock(&self) -> &SystemClock {
         &SystemClock
