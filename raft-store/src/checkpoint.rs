@@ -22,8 +22,9 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::env::{Disk, Env, OpenMode, create_dir_durable, sleep, timeout};
 use crate::error::{StoreError, io_at};
 use crate::segment::Place;
+use crate::snapshot::RowPages;
 use crate::tables::{CheckedRows, MARKER_KEY, Overlay, RowSum, Seal};
-use crate::tree::{Tree, TreeRow, TreeWrite, Trees};
+use crate::tree::{Tree, TreeWrite, Trees};
 
 mod file;
 mod marker;
@@ -123,14 +124,14 @@ impl<E: Env> Checkpoints<E> {
         Ok(())
     }
 
-    /// Puts a new tree, with the rows that `next` gives page by page, in the place of this one.
+    /// Puts a new tree with these rows in the place of this one.
     pub async fn rebuild(
         &self,
         current: &mut Current<E>,
         marker: Marker,
-        next: impl FnMut(Option<&[u8]>) -> Result<Vec<TreeRow>, StoreError> + Send,
+        rows: Option<RowPages>,
     ) -> Result<(), StoreError> {
-        let rebuilt = Box::pin(self.home.build(current.number + 1, marker, next)).await?;
+        let rebuilt = Box::pin(self.home.build(current.number + 1, marker, rows)).await?;
         let old = std::mem::replace(current, rebuilt);
         self.home.remove_tree(old.number).await
     }
@@ -186,30 +187,32 @@ impl<E: Env> Home<E> {
         (key, value)
     }
 
-    /// A new tree with the rows that `next` gives, which the checkpoint file names from here on.
-    async fn build(
-        &self,
-        number: u64,
-        marker: Marker,
-        mut next: impl FnMut(Option<&[u8]>) -> Result<Vec<TreeRow>, StoreError> + Send,
-    ) -> Result<Current<E>, StoreError> {
+    /// A new tree with these rows, which the checkpoint file names from here on.
+    async fn build(&self, number: u64, marker: Marker, rows: Option<RowPages>) -> Result<Current<E>, StoreError> {
         self.remove_tree(number).await?;
         let tree = self.open_tree(number).await?.map_err(|why| self.failed(why))?;
-        let mut sum = RowSum::default();
-        let mut last: Option<Bytes> = None;
-        loop {
-            let page = next(last.as_deref())?;
-            let Some((key, _)) = page.last() else { break };
-            last = Some(key.clone());
-            page.iter().for_each(|(key, value)| sum.add(key, value));
-            let rows = page.into_iter().map(|(key, value)| self.sealed((key, Some(value)))).collect();
-            in_time::<E, _>("writing rows", tree.write(rows)).await.map_err(|why| self.failed(why))?;
+        let sum = match rows {
+            Some(rows) => self.load(&tree, rows).await?,
+            None => RowSum::default(),
+        };
+        if sum.hash != marker.sum.hash {
+            return Err(self.failed(format!("rows to rebuild them come to {}, expected {}", sum.hash, marker.sum.hash)));
         }
         let marker = Marker { sum, ..marker };
         self.put(&tree, std::iter::empty(), &marker).await.map_err(|why| self.failed(why))?;
         let named = (number, marker.name(), &marker);
         file::write(&self.env, &self.dir, self.place, named, &Overlay::default()).await?;
         Ok(Current { number, tree, marker })
+    }
+
+    async fn load(&self, tree: &TreeOf<E>, mut rows: RowPages) -> Result<RowSum, StoreError> {
+        let mut sum = RowSum::default();
+        while let Some(page) = rows.next().await? {
+            page.iter().for_each(|(key, value)| sum.add(key, value));
+            let rows = page.into_iter().map(|(key, value)| self.sealed((key, Some(value)))).collect();
+            in_time::<E, _>("writing rows", tree.write(rows)).await.map_err(|why| self.failed(why))?;
+        }
+        Ok(sum)
     }
 
     async fn prove(&self, tree: &TreeOf<E>, marker: &Marker) -> Result<(), String> {
@@ -274,10 +277,7 @@ impl<E: Env> Home<E> {
     }
 }
 
-async fn in_time<E: Env, T: Send>(
-    what: &str,
-    work: impl Future<Output = io::Result<T>> + Send,
-) -> Result<T, String> {
+async fn in_time<E: Env, T: Send>(what: &str, work: impl Future<Output = io::Result<T>> + Send) -> Result<T, String> {
     match timeout::<E, _>(PATIENCE, work).await {
         Some(done) => done.map_err(|error| format!("{what}: {error}")),
         None => Err(format!("{what} took longer than {PATIENCE:?}")),

@@ -104,6 +104,8 @@ pub struct GroupStatus {
     pub purged_index: u64,
     /// Last entry in the newest snapshot.
     pub snapshot_index: u64,
+    /// Last entry in the tables on disk.
+    pub checkpoint_index: u64,
     /// Voters, ascending.
     pub voters: Vec<NodeId>,
     /// On the leader: up to where each other member's log is known to agree.
@@ -244,6 +246,7 @@ impl<E: Env> Group<E> {
             applied_index: self.applied_index(),
             purged_index: index(metrics.purged),
             snapshot_index: index(metrics.snapshot),
+            checkpoint_index: self.0.replica.checkpoint_index(),
             voters: metrics.membership_config.voter_ids().collect(),
             matched: replication.map(|(id, matched)| (*id, index(*matched))).collect(),
             state_hash: (hashed, hash.0),
@@ -310,7 +313,7 @@ impl<E: Env> Group<E> {
     pub async fn snapshot(&self) -> Result<u64, StoreError> {
         let stopped = |why: String| StoreError::Raft { group: self.id(), why };
         let _one = self.0.build.acquire().await.map_err(|_| stopped("the store is shut down".into()))?;
-        let built = self.0.replica.build_snapshot(Some(&self.0.synced)).await?;
+        let built = self.0.replica.build_snapshot(&self.0.synced).await?;
         self.0.raft.trigger().snapshot().await.map_err(|e| stopped(e.to_string()))?;
         if let Some(bound) = self.0.replica.snapshots.purge_bound() {
             self.0.raft.trigger().purge_log(bound).await.map_err(|e| stopped(e.to_string()))?;

@@ -4,25 +4,30 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
-use unibus_machine::key::ordinal;
 use unibus_machine::{Event, Machine};
 use unibus_proto::id::GroupId;
 use unibus_proto::log;
 
+use crate::checkpoint::{Checkpoints, Marker, TreeConfig};
 use crate::codec::decode_message;
 use crate::env::Env;
 use crate::error::StoreError;
-use crate::mutants;
+use crate::faults::Faults;
 use crate::segment::{Place, Segments};
-use crate::snapshot::{Base, Manifest, SnapshotData, Snapshots};
-use crate::tables::{FrozenRows, MemoryTables, StateHash, Tables};
+use crate::snapshot::{Manifest, SnapshotData, Snapshots};
+use crate::store::StoreConfig;
+use crate::tables::{StateHash, Tables};
 use crate::types::{Answer, Entry, LogId, Payload, SnapshotMeta, StoredMembership};
+use crate::wal::GroupLog;
 use crate::watched::{WatchReceiverOf, Watched};
+
+mod checkpoint;
 
 /// The state hash is taken at each multiple of this index, on every replica.
 pub const HASH_INTERVAL: u64 = 256;
@@ -30,10 +35,23 @@ pub const HASH_INTERVAL: u64 = 256;
 const ENTRY_OVERHEAD_BYTES: u64 = 64;
 
 /// The machine as it runs here.
-pub type GroupMachine = Machine<MemoryTables>;
+pub type GroupMachine = Machine<Tables>;
 
 /// Resolves when this node's own log is durable up to an index.
 pub type LogSynced = Arc<dyn Fn(u64) -> BoxFuture<'static, io::Result<()>> + Send + Sync>;
+
+/// When the group's log is on this node's disk up to an index.
+pub(crate) fn log_synced<E: Env>(log: GroupLog<E>) -> LogSynced {
+    Arc::new(move |index| {
+        let log = log.clone();
+        Box::pin(async move {
+            if log.flushed_index() < Some(index) {
+                log.barrier().await?;
+            }
+            Ok(())
+        })
+    })
+}
 
 /// An entry that was applied, and what happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,9 +75,19 @@ pub struct Replica<E: Env> {
     applied: Watched<E, u64>,
     events: Mutex<Option<mpsc::Sender<Arc<AppliedEntry>>>>,
     log_bytes: AtomicU64,
-    snapshot_log_bytes: u64,
     snapshot_due: Watched<E, u64>,
-    segment_bytes: u64,
+    config: ReplicaConfig,
+    pub(crate) checkpoints: Checkpoints<E>,
+    sealed: Mutex<Option<checkpoint::Sealed>>,
+    /// The index of the newest checkpoint.
+    checkpointed: Watched<E, u64>,
+    checkpoint_due: Watched<E, u64>,
+    /// Since a checkpoint was asked for and until its overlay is sealed.
+    checkpoint_asked: AtomicBool,
+    /// Bytes of log above the overlay that was sealed last.
+    unwritten_log_bytes: AtomicU64,
+    /// Where the tables report what is wrong with the tree.
+    damage: Faults,
 }
 
 struct State {
@@ -76,27 +104,72 @@ pub struct ReplicaConfig {
     pub snapshot_log_bytes: u64,
     /// Segments are cut at this size, the same on all replicas of a cluster.
     pub segment_bytes: u64,
+    /// The newest bytes of the timeline that are kept in memory.
+    pub timeline_tail_bytes: u64,
+    /// Write a checkpoint after so many bytes of log.
+    pub checkpoint_log_bytes: u64,
+    /// Write a checkpoint when the rows changed since the last one take so many bytes. `apply` waits at
+    /// twice as many.
+    pub overlay_bytes: usize,
+    /// Memory for rows that were read from the tree.
+    pub row_cache_bytes: usize,
+    /// How the tree is kept.
+    pub tree: TreeConfig,
+}
+
+impl Default for ReplicaConfig {
+    fn default() -> Self {
+        StoreConfig::default().replica()
+    }
 }
 
 impl<E: Env> Replica<E> {
-    /// The state that a base holds.
-    pub async fn open(place: Place, base: Base<E>, config: ReplicaConfig) -> Result<Self, StoreError> {
-        let (meta, rows) = match base.rows {
-            Some((manifest, rows)) => (manifest.meta, rows.collect().await?),
-            None => (SnapshotMeta::default(), FrozenRows::new()),
-        };
+    /// The state in the directory of a group: that of the tree or of the newest snapshot, whichever is
+    /// newer. `purged` is the last index that the log no longer has.
+    pub async fn open(
+        env: &E,
+        dir: &Path,
+        place: Place,
+        purged: Option<u64>,
+        config: ReplicaConfig,
+    ) -> Result<Self, StoreError> {
+        let checkpoints = Box::pin(Checkpoints::open(env, dir, place, config.tree)).await?;
+        let mut current = checkpoints.hold().await;
+        let tree = Manifest::from(current.marker());
+        let base = Box::pin(Snapshots::open(env, dir, place, config.timeline_tail_bytes, purged, Some(&tree))).await?;
+        if !base.is_tree {
+            let (marker, rows) = match base.rows {
+                Some((manifest, rows)) => (Marker::from(&manifest), Some(rows)),
+                None => (Marker::default(), None),
+            };
+            tracing::warn!(
+                group = %place.group, found = ?current.marker().index(), rebuilt = ?marker.index(),
+                "tables are rebuilt: the newest snapshot is a better base"
+            );
+            checkpoints.rebuild(&mut current, marker, rows).await?;
+        }
+        let damage = Faults::default();
+        let tables = checkpoint::tables(&checkpoints, &current, &config, &damage);
+        let meta = current.marker().meta.clone();
         let index = meta.last_log_id.map_or(0, |id| id.index);
+        drop(current);
         Ok(Self {
             place,
-            state: RwLock::new(State::restore(place, config.segment_bytes, meta, rows)),
+            state: RwLock::new(State::restore(place, config.segment_bytes, meta, tables)),
             segments: base.segments,
             snapshots: base.snapshots,
             applied: Watched::new(index),
             events: Mutex::new(None),
             log_bytes: AtomicU64::new(0),
-            snapshot_log_bytes: config.snapshot_log_bytes,
             snapshot_due: Watched::new(0),
-            segment_bytes: config.segment_bytes,
+            config,
+            checkpoints,
+            sealed: Mutex::new(None),
+            checkpointed: Watched::new(index),
+            checkpoint_due: Watched::new(0),
+            checkpoint_asked: AtomicBool::new(false),
+            unwritten_log_bytes: AtomicU64::new(0),
+            damage,
         })
     }
 
@@ -104,6 +177,7 @@ impl<E: Env> Replica<E> {
     pub(crate) fn apply(&self, entry: &Entry) -> io::Result<(Answer, Vec<Event>)> {
         let mut state = self.write();
         let fault = |why: String| io::Error::other(format!("apply {} entry {}: {why}", self.place.group, entry.log_id));
+        let mut log_bytes = ENTRY_OVERHEAD_BYTES;
         let (answer, events) = match &entry.payload {
             Payload::Blank => (Answer::default(), vec![]),
             Payload::Membership(membership) => {
@@ -111,7 +185,7 @@ impl<E: Env> Replica<E> {
                 (Answer::default(), vec![])
             }
             Payload::Normal(proposal) => {
-                self.log_bytes.fetch_add(proposal.0.len() as u64, Ordering::Relaxed);
+                log_bytes += proposal.0.len() as u64;
                 let proposal = decode_message(proposal.0.clone(), "proposal").map_err(|e| fault(e.to_string()))?;
                 state.run(self.place.group, entry.log_id, proposal).map_err(fault)?
             }
@@ -121,9 +195,10 @@ impl<E: Env> Replica<E> {
         if entry.log_id.index.is_multiple_of(HASH_INTERVAL) {
             state.hash = (entry.log_id.index, state.machine.rows_mut().state_hash());
         }
+        self.count_unwritten(&state, log_bytes);
         drop(state);
         self.applied.update(|applied| *applied = entry.log_id.index);
-        self.count_log_bytes();
+        self.count_log_bytes(log_bytes);
         Ok((answer, events))
     }
 
@@ -143,9 +218,9 @@ impl<E: Env> Replica<E> {
         }
     }
 
-    fn count_log_bytes(&self) {
-        let bytes = self.log_bytes.fetch_add(ENTRY_OVERHEAD_BYTES, Ordering::Relaxed) + ENTRY_OVERHEAD_BYTES;
-        if bytes >= self.snapshot_log_bytes {
+    fn count_log_bytes(&self, bytes: u64) {
+        let bytes = self.log_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if bytes >= self.config.snapshot_log_bytes {
             self.log_bytes.store(0, Ordering::Relaxed);
             self.ask_snapshot();
         }
@@ -190,8 +265,7 @@ impl<E: Env> Replica<E> {
 
     /// What was applied last, and the membership at it.
     pub(crate) fn coverage(&self) -> SnapshotMeta {
-        let state = self.read();
-        SnapshotMeta { last_log_id: state.last_applied, last_membership: state.membership.clone() }
+        self.read().coverage()
     }
 
     /// The state hash at the last multiple of [`HASH_INTERVAL`].
@@ -205,49 +279,27 @@ impl<E: Env> Replica<E> {
         (state.last_applied.map_or(0, |id| id.index), state.machine.rows_mut().state_hash())
     }
 
-    /// Builds a snapshot of what is applied. It begins only once the log itself is durable so far: a
-    /// base ahead of the log could not be started from.
-    pub(crate) async fn build_snapshot(&self, synced: Option<&LogSynced>) -> Result<SnapshotData, StoreError> {
-        let (manifest, rows) = self.freeze();
-        if let Some(current) = self.snapshots.current().filter(|current| *current.meta() == manifest.meta) {
-            return Ok(current);
-        }
-        if let (Some(synced), Some(last)) = (synced, manifest.meta.last_log_id) {
-            let failed = |source| StoreError::Io { step: "wait for the log", path: self.segments.dir().into(), source };
-            synced(last.index).await.map_err(failed)?;
-        }
-        let failed = |source| StoreError::Io { step: "sync segments in", path: self.segments.dir().into(), source };
-        self.segments.sync().await.map_err(failed)?;
-        self.snapshots.save(manifest, &rows).await
-    }
-
-    /// Rows and segments at one moment.
-    fn freeze(&self) -> (Manifest, FrozenRows) {
-        let mut state = self.write();
-        let mut state_hash = state.machine.rows_mut().state_hash();
-        let mut rows = state.machine.rows().freeze();
-        let meta = SnapshotMeta { last_log_id: state.last_applied, last_membership: state.membership.clone() };
-        let segments = self.segments.manifest();
-        drop(state);
-        if mutants::is("snapshot-without-producers") {
-            let producers = ordinal::PRODUCER..=ordinal::PRODUCER_EXPIRY;
-            rows.retain(|key, _| !key.first().is_some_and(|kind| producers.contains(kind)));
-            state_hash = StateHash::of(&rows);
-        }
-        (Manifest { meta, state_hash, segments }, rows)
-    }
-
     /// Makes a snapshot from elsewhere the state.
     pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(), StoreError> {
-        let (installed, rows) = self.snapshots.install(data).await?;
-        let rows = rows.collect().await?;
+        let mut current = self.checkpoints.hold().await;
+        let (installed, rows) = Box::pin(self.snapshots.install(data)).await?;
+        let marker = Marker::from(&installed.manifest);
+        Box::pin(self.checkpoints.rebuild(&mut current, marker, Some(rows))).await?;
         self.segments.reload(&installed.manifest.segments, &BTreeSet::new()).await?;
         let meta = installed.meta().clone();
         let index = meta.last_log_id.map_or(0, |id| id.index);
-        *self.write() = State::restore(self.place, self.segment_bytes, meta, rows);
+        *self.sealed() = None;
+        let tables = checkpoint::tables(&self.checkpoints, &current, &self.config, &self.damage);
+        *self.write() = State::restore(self.place, self.config.segment_bytes, meta, tables);
+        drop(current);
+        self.checkpointed.update(|checkpointed| *checkpointed = index);
         self.applied.update(|applied| *applied = index);
         self.tell(index, vec![], true).await;
         Ok(())
+    }
+
+    fn sealed(&self) -> MutexGuard<'_, Option<checkpoint::Sealed>> {
+        self.sealed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -260,13 +312,16 @@ impl<E: Env> Replica<E> {
 }
 
 impl State {
-    fn restore(place: Place, segment_bytes: u64, meta: SnapshotMeta, rows: FrozenRows) -> Self {
-        let mut tables = MemoryTables::default();
-        tables.restore(rows);
+    fn restore(place: Place, segment_bytes: u64, meta: SnapshotMeta, mut tables: Tables) -> Self {
         let index = meta.last_log_id.map_or(0, |id| id.index);
         let hash = (index, tables.state_hash());
         let machine = Machine::new(place.group, place.cluster, tables).with_segment_bytes(segment_bytes);
         Self { machine, last_applied: meta.last_log_id, membership: meta.last_membership, hash }
+    }
+
+    /// What was applied last, and the membership at it.
+    fn coverage(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() }
     }
 
     fn run(&mut self, group: GroupId, log_id: LogId, proposal: log::Proposal) -> Result<(Answer, Vec<Event>), String> {

@@ -85,19 +85,23 @@ pub struct Base<E: Env> {
     pub snapshots: Snapshots<E>,
     /// Rows and coverage of the newest of them; none when there is none.
     pub rows: Option<(Manifest, RowPages)>,
+    /// Whether the base is the tree that was offered, not a snapshot.
+    pub is_tree: bool,
     /// The segments, cut to it.
     pub segments: Segments<E>,
 }
 
 impl<E: Env> Snapshots<E> {
     /// Loads the newest snapshot that is whole, with its segments. `purged` is the last index that the
-    /// log no longer has: a base below it would leave a gap.
+    /// log no longer has: a base below it would leave a gap. `tree` is what the tables on disk hold: the
+    /// base, if no snapshot is newer.
     pub async fn open(
         env: &E,
         group_dir: &Path,
         place: Place,
         tail_bytes_max: u64,
         purged: Option<u64>,
+        tree: Option<&Manifest>,
     ) -> Result<Base<E>, StoreError> {
         let (dir, segments_dir) = (group_dir.join("snapshots"), group_dir.join("segments"));
         create_dir_durable(env.disk(), &dir).await.map_err(io_at("create", &dir))?;
@@ -106,12 +110,23 @@ impl<E: Env> Snapshots<E> {
         let mut kept = vec![];
         let mut base = None;
         let mut damage = None;
-        for name in snapshot_names(env, &dir).await?.into_iter().rev() {
+        let names = snapshot_names(env, &dir).await?;
+        if let Some(tree) = tree.filter(|tree| names.last() <= Some(&file_name(tree.meta.last_log_id))) {
+            let dir = segments_dir.clone();
+            let loaded = Segments::load(env.clone(), dir, place, tail_bytes_max, &tree.segments, &BTreeSet::new());
+            match Box::pin(loaded).await {
+                Ok(segments) => base = Some((tree.clone(), None, segments)),
+                Err(error @ StoreError::Io { .. }) => return Err(error),
+                Err(error) => tracing::warn!(group = %place.group, %error, "tables are not used, a snapshot is tried"),
+            }
+        }
+        let is_tree = base.is_some();
+        for name in names.into_iter().rev() {
             let path = dir.join(&name);
             match Box::pin(load_one(env, &path, place, &segments_dir, tail_bytes_max, base.is_some())).await {
                 Ok((data, rows, segments)) => {
                     kept.insert(0, data.clone());
-                    base = base.or(segments.map(|segments| (data.manifest.clone(), rows, segments)));
+                    base = base.or(segments.map(|segments| (data.manifest.clone(), Some(rows), segments)));
                 }
                 Err(error @ (StoreError::Io { .. } | StoreError::Identity(_))) => return Err(error),
                 Err(error) => {
@@ -132,9 +147,9 @@ impl<E: Env> Snapshots<E> {
         let Some((manifest, rows, segments)) = base else {
             let segments =
                 Segments::load(env.clone(), segments_dir, place, tail_bytes_max, &[], &BTreeSet::new()).await?;
-            return Ok(Base { snapshots, rows: None, segments });
+            return Ok(Base { snapshots, rows: None, is_tree, segments });
         };
-        Ok(Base { snapshots, rows: Some((manifest, rows)), segments })
+        Ok(Base { snapshots, rows: rows.map(|rows| (manifest, rows)), is_tree, segments })
     }
 
     /// The newest snapshot.

@@ -8,7 +8,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 
 use crate::env::Env;
-use crate::replica::Replica;
+use crate::replica::{LogSynced, Replica, log_synced};
 use crate::snapshot::SnapshotData;
 use crate::types::{LeaderId, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wal::GroupLog;
@@ -26,6 +26,10 @@ impl<E: Env> StateMachine<E> {
     /// Drives `replica`, whose entries are in `log`.
     pub fn new(replica: Arc<Replica<E>>, log: GroupLog<E>) -> Self {
         Self { replica, log }
+    }
+
+    fn builder(&self, build: bool) -> SnapshotBuilder<E> {
+        SnapshotBuilder { replica: self.replica.clone(), synced: log_synced(self.log.clone()), build }
     }
 }
 
@@ -51,6 +55,7 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
             if !events.is_empty() {
                 self.replica.tell(entry.log_id.index, events, false).await;
             }
+            self.replica.room().await;
         }
         self.replica.segments.flush().await
     }
@@ -58,11 +63,11 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder<E>> {
         // Snapshots are built beside openraft, where a full disk is not fatal; it only learns of them.
         let known = self.replica.snapshots.current();
-        (force || known.is_some()).then(|| SnapshotBuilder { replica: self.replica.clone(), build: force })
+        (force || known.is_some()).then(|| self.builder(force))
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder<E> {
-        SnapshotBuilder { replica: self.replica.clone(), build: true }
+        self.builder(true)
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
@@ -80,6 +85,7 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
 /// Hands the newest snapshot to openraft.
 pub struct SnapshotBuilder<E: Env> {
     replica: Arc<Replica<E>>,
+    synced: LogSynced,
     build: bool,
 }
 
@@ -92,7 +98,7 @@ impl<E: Env> RaftSnapshotBuilder<TypeConfig<E>> for SnapshotBuilder<E> {
         {
             return Ok(as_snapshot(current));
         }
-        Ok(as_snapshot(self.replica.build_snapshot(None).await?))
+        Ok(as_snapshot(self.replica.build_snapshot(&self.synced).await?))
     }
 }
 

@@ -17,9 +17,8 @@ use crate::group::{Group, Inner};
 use crate::identity::{Identity, WAL_DIR};
 use crate::log::LogStore;
 use crate::network::{self, Network, StreamKind};
-use crate::replica::{LogSynced, Replica, ReplicaConfig};
+use crate::replica::{LogSynced, Replica, log_synced};
 use crate::segment::Place;
-use crate::snapshot::Snapshots;
 use crate::state::StateMachine;
 use crate::types::Raft;
 use crate::wal::{GroupLog, Wal};
@@ -41,7 +40,7 @@ struct Shared<E: Env> {
     groups: BTreeMap<GroupId, Group<E>>,
     wal: Wal<E>,
     faults: Faults,
-    stop: Watched<E, bool>,
+    stop: Arc<Watched<E, bool>>,
     /// Until the first shutdown, which takes it.
     running: Mutex<bool>,
 }
@@ -60,8 +59,9 @@ impl<E: Env> Store<E> {
         let wal = open_wal(&env, &identity, &config).await?;
         let faults = Faults::default();
         let build = Arc::new(Semaphore::new(1));
-        let stop = Watched::<E, bool>::new(false);
-        let opening = Opening { env, identity, config, raft_config, faults, build };
+        let stop = Arc::new(Watched::<E, bool>::new(false));
+        let checkpoint = Arc::new(Semaphore::new(1));
+        let opening = Opening { env, identity, config, raft_config, faults, build, checkpoint, stop: stop.clone() };
         let mut groups = BTreeMap::new();
         for id in (0..opening.config.groups).map(GroupId) {
             let group = opening.group(id, wal.group(id)).await?;
@@ -148,6 +148,9 @@ struct Opening<E: Env> {
     raft_config: Arc<openraft::Config>,
     faults: Faults,
     build: Arc<Semaphore>,
+    /// Checkpoints are written one at a time, or their syncs would meet.
+    checkpoint: Arc<Semaphore>,
+    stop: Arc<Watched<E, bool>>,
 }
 
 impl<E: Env> Opening<E> {
@@ -156,30 +159,38 @@ impl<E: Env> Opening<E> {
         let place = Place { cluster: self.identity.cluster, group: id };
         let purged = log.state().purged.map(|id| id.index);
         let dir = group_dir(&config.dir, id);
-        let base = Snapshots::open(&self.env, &dir, place, config.timeline_tail_bytes, purged).await?;
-        let sizes =
-            ReplicaConfig { snapshot_log_bytes: config.snapshot_log_bytes, segment_bytes: config.segment_bytes };
-        let replica = Arc::new(Replica::open(place, base, sizes).await?);
+        let replica = Replica::open(&self.env, &dir, place, purged, config.replica());
+        let replica = Arc::new(Box::pin(replica).await?);
         replica.segments.report_to(self.faults.clone());
+        let synced = log_synced(log.clone());
+        self.tend(&replica, &synced);
         let progress = config.raft.election_max;
         let network = Network::new(self.env.clone(), self.identity, id, progress);
         let (store, machine) = (LogStore::new(log.clone()), StateMachine::new(replica.clone(), log.clone()));
         let raft: Raft<E, StateMachine<E>> = Raft::new(node, self.raft_config.clone(), network, store, machine)
             .await
             .map_err(|fatal| StoreError::Raft { group: id, why: fatal.to_string() })?;
-        let inner = Inner {
-            id,
-            node,
-            raft,
-            replica,
-            synced: synced(log.clone()),
-            log,
-            build: self.build.clone(),
-            heartbeat: config.raft.heartbeat,
-        };
+        let inner =
+            Inner { id, node, raft, replica, synced, log, build: self.build.clone(), heartbeat: config.raft.heartbeat };
         let group = Group(Arc::new(inner));
         self.check_directory(&group)?;
         Ok(group)
+    }
+
+    /// From before Raft starts on, which replays the log: `apply` may wait for a checkpoint.
+    fn tend(&self, replica: &Arc<Replica<E>>, synced: &LogSynced) {
+        let (tended, synced) = (replica.clone(), synced.clone());
+        let (turn, stop) = (self.checkpoint.clone(), self.stop.subscribe());
+        spawn::<E>(async move { tended.tend(synced, turn, stop).await });
+        let (watched, faults) = (replica.clone(), self.faults.clone());
+        let mut stop = self.stop.subscribe();
+        spawn::<E>(async move {
+            tokio::select! {
+                biased;
+                _ = stop.changed() => {}
+                () = watched.watch_damage(faults) => {}
+            }
+        });
     }
 
     /// The membership must know this very directory: a copy of the identity on another disk is another.
@@ -212,19 +223,6 @@ async fn open_wal<E: Env>(env: &E, identity: &Identity, config: &StoreConfig) ->
         Identity::finish_minting(env, &config.dir).await?;
     }
     Ok(Wal::open(env, &dir, identity.cluster, config.wal.clone()).await?)
-}
-
-/// When the group's log is on this node's disk up to an index.
-fn synced<E: Env>(log: GroupLog<E>) -> LogSynced {
-    Arc::new(move |index| {
-        let log = log.clone();
-        Box::pin(async move {
-            if log.flushed_index() < Some(index) {
-                log.barrier().await?;
-            }
-            Ok(())
-        })
-    })
 }
 
 /// Reports when Raft of a group stops for another reason than shutdown.

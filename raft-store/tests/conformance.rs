@@ -11,7 +11,6 @@ use unibus_proto::id::{ClusterId, GroupId};
 use unibus_raft_store::log::LogStore;
 use unibus_raft_store::replica::{Replica, ReplicaConfig};
 use unibus_raft_store::segment::Place;
-use unibus_raft_store::snapshot::Snapshots;
 use unibus_raft_store::state::StateMachine;
 use unibus_raft_store::testing::TestEnv;
 use unibus_raft_store::types::TypeConfig;
@@ -35,14 +34,10 @@ impl StoreBuilder<Config, LogStore<TestEnv>, StateMachine<TestEnv>, TempDir> for
         let config = WalConfig { file_bytes: 16 << 10, tail_bytes: 256, spare_files: 1, ..WalConfig::default() };
         Wal::create(&env, &dir.path().join("wal"), PLACE.cluster, &config).await.expect("create");
         let wal = Wal::open(&env, &dir.path().join("wal"), PLACE.cluster, config).await.expect("open");
-        let base =
-            Box::pin(Snapshots::open(&env, &dir.path().join("group"), PLACE, 0, None)).await.expect("blank group");
-        let sizes = ReplicaConfig { snapshot_log_bytes: u64::MAX, segment_bytes: 1 << 20 };
+        let sizes = ReplicaConfig { snapshot_log_bytes: u64::MAX, timeline_tail_bytes: 0, ..ReplicaConfig::default() };
+        let replica = Box::pin(Replica::open(&env, &dir.path().join("group"), PLACE, None, sizes)).await;
         let log = wal.group(PLACE.group);
-        let machine = StateMachine::new(
-            Arc::new(Replica::open(PLACE, base, sizes).await.expect("its rows are whole")),
-            log.clone(),
-        );
+        let machine = StateMachine::new(Arc::new(replica.expect("blank group")), log.clone());
         Ok((dir, LogStore::new(log), machine))
     }
 }

@@ -17,7 +17,6 @@ use unibus_proto::id::{ClusterId, GroupId, NodeId};
 use unibus_proto::log::{Proposal, Tick, proposal::Command};
 use unibus_raft_store::replica::{Replica, ReplicaConfig};
 use unibus_raft_store::segment::Place;
-use unibus_raft_store::snapshot::Snapshots;
 use unibus_raft_store::state::StateMachine;
 use unibus_raft_store::types::{Entry, Member, log_id};
 use unibus_raft_store::wal::{Form, GroupLog, LogEntry, Wal, WalConfig};
@@ -27,9 +26,9 @@ const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(1) };
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn machine(env: &HeldEnv, dir: &Path, log: GroupLog<HeldEnv>) -> StateMachine<HeldEnv> {
-    let base = Box::pin(Snapshots::open(env, dir, PLACE, 0, None)).await.expect("a blank group");
-    let sizes = ReplicaConfig { snapshot_log_bytes: u64::MAX, segment_bytes: 1 << 20 };
-    StateMachine::new(Arc::new(Replica::open(PLACE, base, sizes).await.expect("its rows are whole")), log)
+    let sizes = ReplicaConfig { snapshot_log_bytes: u64::MAX, timeline_tail_bytes: 0, ..ReplicaConfig::default() };
+    let replica = Box::pin(Replica::open(env, dir, PLACE, None, sizes)).await.expect("a blank group");
+    StateMachine::new(Arc::new(replica), log)
 }
 
 fn small() -> WalConfig {

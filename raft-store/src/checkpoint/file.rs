@@ -61,7 +61,8 @@ pub async fn write<E: Env>(
     let path = path_in(dir);
     let tmp = path.with_extension("tmp");
     let file = env.disk().open(&tmp, OpenMode::Truncate).await.map_err(io_at("create", &tmp))?;
-    let mut writer = Writer { file, path: &tmp, piece: encode_head(place, tree, base, marker), at: 0, hasher: Hasher::new() };
+    let mut writer =
+        Writer { file, path: &tmp, piece: encode_head(place, tree, base, marker), at: 0, hasher: Hasher::new() };
     for (key, value) in rows.iter() {
         put_row(&mut writer.piece, key, value);
         if writer.piece.len() >= PIECE_BYTES {

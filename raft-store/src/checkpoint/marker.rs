@@ -6,6 +6,7 @@ use unibus_proto::peer;
 
 use crate::codec::{decode_log_id, decode_stored_membership, encode_log_id, encode_stored_membership, required};
 use crate::segment::SegmentEntry;
+use crate::snapshot::Manifest;
 use crate::tables::{RowSum, StateHash};
 use crate::types::SnapshotMeta;
 
@@ -54,7 +55,8 @@ impl Marker {
     }
 
     pub(super) fn from_message(marker: &peer::CheckpointMarker) -> Result<Self, String> {
-        let membership = required(marker.membership.as_ref(), "membership of a checkpoint").map_err(|e| e.to_string())?;
+        let membership =
+            required(marker.membership.as_ref(), "membership of a checkpoint").map_err(|e| e.to_string())?;
         let last_membership = decode_stored_membership(membership).map_err(|e| e.to_string())?;
         let segments = marker.segments.iter().map(|entry| {
             let hash = hash_of(&entry.hash, "hash of a segment")?;
@@ -66,6 +68,20 @@ impl Marker {
             sum: RowSum { hash, rows: marker.rows, bytes: marker.bytes },
             segments: segments.collect::<Result<_, String>>()?,
         })
+    }
+}
+
+impl From<&Marker> for Manifest {
+    fn from(marker: &Marker) -> Self {
+        Self { meta: marker.meta.clone(), state_hash: marker.sum.hash, segments: marker.segments.clone() }
+    }
+}
+
+/// Of rows that are counted when they are loaded.
+impl From<&Manifest> for Marker {
+    fn from(manifest: &Manifest) -> Self {
+        let sum = RowSum { hash: manifest.state_hash, ..RowSum::default() };
+        Self { meta: manifest.meta.clone(), sum, segments: manifest.segments.clone() }
     }
 }
 

@@ -107,7 +107,7 @@ impl<E: Env> Home<E> {
             self.remove_tree(*number).await?;
         }
         let number = trees.last().map_or(1, |last| last + 1);
-        Box::pin(self.build(number, Marker::default(), |_| Ok(vec![]))).await
+        Box::pin(self.build(number, Marker::default(), None)).await
     }
 
     /// Trees that a rebuild left behind.
@@ -121,8 +121,7 @@ impl<E: Env> Home<E> {
     /// The numbers of the trees that are there, ascending.
     async fn trees(&self) -> Result<Vec<u64>, StoreError> {
         let names = self.env.disk().list(&self.dir).await.map_err(io_at("list", &self.dir))?;
-        let mut numbers: Vec<u64> =
-            names.iter().filter_map(|name| name.strip_prefix(TREE)?.parse().ok()).collect();
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix(TREE)?.parse().ok()).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }

@@ -33,7 +33,7 @@ impl RowSource for FrozenRows {
 pub struct RowPages(std::vec::IntoIter<(Bytes, Bytes)>);
 
 impl RowPages {
-    pub(super) fn new(rows: RowPage) -> Self {
+    pub(crate) fn new(rows: RowPage) -> Self {
         Self(rows.into_iter())
     }
 

@@ -18,7 +18,7 @@ fn rows(index: u64) -> FrozenRows {
 }
 
 async fn open(dir: &Path, purged: Option<u64>) -> Result<Base<TestEnv>, StoreError> {
-    Snapshots::open(&TestEnv::new(3), dir, PLACE, 0, purged).await
+    Snapshots::open(&TestEnv::new(3), dir, PLACE, 0, purged, None).await
 }
 
 /// Appends ten deliveries and takes a snapshot at `index`.

@@ -6,8 +6,10 @@ use std::time::Duration;
 use openraft::{Config, SnapshotPolicy};
 use unibus_proto::limits::SEGMENT_BYTES;
 
+use crate::checkpoint::TreeConfig;
 use crate::error::StoreError;
 use crate::identity::Identity;
+use crate::replica::ReplicaConfig;
 use crate::wal::WalConfig;
 
 /// Raft's clockwork.
@@ -45,6 +47,18 @@ pub struct StoreConfig {
     pub raft: RaftTiming,
     /// Build a snapshot of a group after so many bytes of its log.
     pub snapshot_log_bytes: u64,
+    /// Write a checkpoint of a group's tables after so many bytes of its log: a start replays no more.
+    pub checkpoint_log_bytes: u64,
+    /// Write one when the rows of a group that changed since the last take so many bytes of memory; the
+    /// group waits for it at twice as many.
+    pub overlay_bytes: usize,
+    /// Memory of the node for rows that were read from the trees, shared by all groups.
+    pub row_cache_bytes: usize,
+    /// Memory of the node for pages of the trees, shared by all groups.
+    pub tree_cache_bytes: u64,
+    /// Trees of groups with at most so many bytes of rows are summed up before the node starts; larger ones
+    /// meanwhile.
+    pub tree_check_bytes: u64,
     /// The newest bytes of each shard's timeline that are kept in memory.
     pub timeline_tail_bytes: u64,
     /// Segments are cut at this size, the same on all nodes for ever.
@@ -68,6 +82,11 @@ impl Default for StoreConfig {
             wal: WalConfig::default(),
             raft: RaftTiming::default(),
             snapshot_log_bytes: 64 << 20,
+            checkpoint_log_bytes: 16 << 20,
+            overlay_bytes: 8 << 20,
+            row_cache_bytes: 32 << 20,
+            tree_cache_bytes: 32 << 20,
+            tree_check_bytes: 16 << 20,
             timeline_tail_bytes: 8 << 20,
             segment_bytes: SEGMENT_BYTES,
             snapshot_bytes_per_second: 64 << 20,
@@ -83,6 +102,23 @@ impl StoreConfig {
     /// groups have had theirs by then.
     pub(super) fn trim_log_bytes(&self) -> u64 {
         self.snapshot_log_bytes.saturating_mul(4)
+    }
+
+    /// The share of one group.
+    pub(crate) fn replica(&self) -> ReplicaConfig {
+        let groups = self.groups.max(1);
+        ReplicaConfig {
+            snapshot_log_bytes: self.snapshot_log_bytes,
+            segment_bytes: self.segment_bytes,
+            timeline_tail_bytes: self.timeline_tail_bytes,
+            checkpoint_log_bytes: self.checkpoint_log_bytes,
+            overlay_bytes: self.overlay_bytes,
+            row_cache_bytes: self.row_cache_bytes / groups as usize,
+            tree: TreeConfig {
+                cache_bytes: self.tree_cache_bytes / u64::from(groups),
+                check_bytes: self.tree_check_bytes,
+            },
+        }
     }
 
     /// The same for openraft.

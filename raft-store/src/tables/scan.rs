@@ -46,7 +46,8 @@ pub(super) fn merge(
 ) -> io::Result<Vec<TreeRow>> {
     let page_rows = limit.clamp(PAGE_ROWS.0, PAGE_ROWS.1);
     let mut range = TreeRange { tree, from: from.to_vec(), to, page: vec![].into_iter(), page_rows, more: true };
-    let [mut newest, mut older] = layers.map(|layer| layer.into_iter().flat_map(|layer| layer.range(from, to)).peekable());
+    let [mut newest, mut older] =
+        layers.map(|layer| layer.into_iter().flat_map(|layer| layer.range(from, to)).peekable());
     let mut stored = range.next()?;
     let mut rows = vec![];
     while rows.len() < limit {

@@ -229,8 +229,10 @@ impl Disk for CrashDisk {
 
     async fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let state = self.state();
-        let inside = state.names.keys().filter(|name| name.parent() == Some(path));
-        Ok(inside.filter_map(|name| Some(name.file_name()?.to_string_lossy().into_owned())).collect())
+        // A directory is there while something is in it.
+        let inside = state.names.keys().filter_map(|name| name.strip_prefix(path).ok()?.iter().next());
+        let names: BTreeSet<_> = inside.map(|name| name.to_string_lossy().into_owned()).collect();
+        Ok(names.into_iter().collect())
     }
 
     async fn exists(&self, path: &Path) -> io::Result<bool> {

@@ -6,8 +6,8 @@ use std::path::Path;
 use bytes::Bytes;
 use tokio::sync::watch;
 use unibus_raft_store::env::{Disk, DiskFile, Env, OpenMode};
-use unibus_raft_store::tree::LogTrees;
 use unibus_raft_store::testing::{FsDisk, FsFile, NoNet, SeededRng, SystemClock, TestEnv};
+use unibus_raft_store::tree::LogTrees;
 
 #[derive(Clone)]
 pub struct HeldEnv {
