@@ -112,8 +112,8 @@ impl<E: Env> Snapshots<E> {
         let mut damage = None;
         let names = snapshot_names(env, &dir).await?;
         if let Some(tree) = tree.filter(|tree| names.last() <= Some(&file_name(tree.meta.last_log_id))) {
-            let dir = segments_dir.clone();
-            let loaded = Segments::load(env.clone(), dir, place, tail_bytes_max, &tree.segments, &BTreeSet::new());
+            let (dir, others) = (segments_dir.clone(), BTreeSet::new());
+            let loaded = Segments::load(env.clone(), dir, place, tail_bytes_max, &tree.segments, &others);
             match Box::pin(loaded).await {
                 Ok(segments) => base = Some((tree.clone(), None, segments)),
                 Err(error @ StoreError::Io { .. }) => return Err(error),

@@ -118,13 +118,12 @@ impl Tables {
 
     /// The tree holds what was sealed. Answers what is left of it, to be dropped when nobody waits.
     pub fn written(&mut self) -> Option<Arc<Overlay>> {
-        match Arc::try_unwrap(self.sealed.take()?) {
-            Ok(overlay) => {
-                self.cache().adopt(overlay);
-                None
-            }
-            Err(shared) => Some(shared),
-        }
+        let (overlay, shared) = match Arc::try_unwrap(self.sealed.take()?) {
+            Ok(overlay) => (Some(overlay), None),
+            Err(shared) => (None, Some(shared)),
+        };
+        self.cache().adopt(overlay);
+        shared
     }
 
     fn change(&mut self, key: Bytes, value: Option<Bytes>) {
@@ -179,6 +178,7 @@ impl Rows for Tables {
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Vec<(Bytes, Bytes)> {
+        let from = from.max(&FIRST_ROW);
         if from >= to || limit == 0 {
             return vec![];
         }

@@ -8,8 +8,8 @@ use openraft_rt_tokio::TokioRuntime;
 use tokio::sync::mpsc;
 use unibus_proto::id::NodeId;
 use unibus_raft_store::env::{Duplex, Env, FrameRx, FrameTx, Lane, Net, NetError};
-use unibus_raft_store::tree::LogTrees;
 use unibus_raft_store::testing::{FsDisk, SeededRng, SystemClock};
+use unibus_raft_store::tree::LogTrees;
 
 /// Frames on their way in one direction of a stream.
 const WINDOW: usize = 64;

@@ -47,11 +47,11 @@ impl RowCache {
         self.young.remove(key);
     }
 
-    /// Takes over rows that the tree holds now and that are not in the cache, unless they are too many.
-    pub fn adopt(&mut self, overlay: Overlay) {
-        if overlay.bytes() <= self.bytes_max / 2 {
-            self.old = overlay.into_rows();
-        }
+    /// Takes over rows that the tree holds now as its old generation, unless they are too many. What was
+    /// taken over before may be changed by them, so it goes in any case.
+    pub fn adopt(&mut self, overlay: Option<Overlay>) {
+        let small = overlay.filter(|overlay| overlay.bytes() <= self.bytes_max / 2);
+        self.old = small.map(Overlay::into_rows).unwrap_or_default();
     }
 }
 

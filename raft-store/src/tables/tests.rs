@@ -130,6 +130,11 @@ proptest! {
         for key in 0..42u8 {
             prop_assert_eq!(both.tables.get(&[key]), rows.get(&[key][..]).cloned());
         }
+        both.step(&Change::Seal);
+        both.step(&Change::Written);
+        for key in 0..42u8 {
+            prop_assert_eq!(both.tables.get(&[key]), rows.get(&[key][..]).cloned());
+        }
         let all: FrozenRows = both.tables.scan(&[0], &[0xff], usize::MAX).into_iter().collect();
         prop_assert_eq!(&all, &rows);
         let sum = both.tables.sum();
