@@ -129,7 +129,7 @@ impl<E: Env> Checkpoints<E> {
         &self,
         current: &mut Current<E>,
         marker: Marker,
-        rows: Option<RowPages>,
+        rows: Option<RowPages<E>>,
     ) -> Result<(), StoreError> {
         let rebuilt = Box::pin(self.home.build(current.number + 1, marker, rows)).await?;
         let old = std::mem::replace(current, rebuilt);
@@ -188,7 +188,7 @@ impl<E: Env> Home<E> {
     }
 
     /// A new tree with these rows, which the checkpoint file names from here on.
-    async fn build(&self, number: u64, marker: Marker, rows: Option<RowPages>) -> Result<Current<E>, StoreError> {
+    async fn build(&self, number: u64, marker: Marker, rows: Option<RowPages<E>>) -> Result<Current<E>, StoreError> {
         self.remove_tree(number).await?;
         let tree = self.open_tree(number).await?.map_err(|why| self.failed(why))?;
         let sum = match rows {
@@ -205,7 +205,7 @@ impl<E: Env> Home<E> {
         Ok(Current { number, tree, marker })
     }
 
-    async fn load(&self, tree: &TreeOf<E>, mut rows: RowPages) -> Result<RowSum, StoreError> {
+    async fn load(&self, tree: &TreeOf<E>, mut rows: RowPages<E>) -> Result<RowSum, StoreError> {
         let mut sum = RowSum::default();
         while let Some(page) = rows.next().await? {
             page.iter().for_each(|(key, value)| sum.add(key, value));

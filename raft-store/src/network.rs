@@ -34,9 +34,12 @@ use crate::types::{Member, TypeConfig, Vote};
 mod append;
 mod control;
 mod message;
+mod pace;
+mod receive;
 mod serve;
 mod transfer;
 
+pub(crate) use pace::Pace;
 pub(crate) use serve::serve;
 
 use control::ControlLink;
@@ -60,6 +63,8 @@ struct Shared<E: Env> {
     group: GroupId,
     /// An append stream without an answer for so long is dead.
     progress: Duration,
+    /// Of all snapshots that this node sends.
+    pace: Arc<Pace<E>>,
     /// Votes, and apart from them heartbeats: a lost answer must not delay the other.
     links: Mutex<Links<E>>,
 }
@@ -85,9 +90,9 @@ pub struct Client<E: Env> {
 
 impl<E: Env> Network<E> {
     /// The network of `group`.
-    pub fn new(env: E, identity: Identity, group: GroupId, progress: Duration) -> Self {
+    pub fn new(env: E, identity: Identity, group: GroupId, progress: Duration, pace: Arc<Pace<E>>) -> Self {
         let links = Mutex::new(BTreeMap::new());
-        Self { shared: Arc::new(Shared { env, identity, group, progress, links }) }
+        Self { shared: Arc::new(Shared { env, identity, group, progress, pace, links }) }
     }
 
     fn client(&self, peer: NodeId, member: Member, kind: StreamKind) -> Client<E> {
@@ -188,7 +193,7 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Client<E> {
         let cancel = std::pin::pin!(cancel);
         let send = std::pin::pin!(async {
             let duplex = self.open(Purpose::Snapshot, Lane::Bulk).await.map_err(|e| e.to_string())?;
-            transfer::send(&self.shared.env, duplex, &vote, &snapshot.snapshot).await
+            transfer::send(&self.shared.env, &self.shared.pace, duplex, &vote, &snapshot.snapshot).await
         });
         match futures::future::select(cancel, send).await {
             futures::future::Either::Left((closed, _)) => Err(closed.into()),

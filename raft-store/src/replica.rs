@@ -1,7 +1,6 @@
 //! A group's replicated state on this node: the machine over its rows, the segments, the snapshots.
 //! Shared by the state machine that openraft drives and by everybody who reads locally.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -285,7 +284,7 @@ impl<E: Env> Replica<E> {
         let (installed, rows) = Box::pin(self.snapshots.install(data)).await?;
         let marker = Marker::from(&installed.manifest);
         Box::pin(self.checkpoints.rebuild(&mut current, marker, Some(rows))).await?;
-        self.segments.reload(&installed.manifest.segments, &BTreeSet::new()).await?;
+        self.segments.reload(&installed.manifest.segments, &self.snapshots.listed_segments()).await?;
         let meta = installed.meta().clone();
         let index = meta.last_log_id.map_or(0, |id| id.index);
         *self.sealed() = None;

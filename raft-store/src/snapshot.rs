@@ -1,33 +1,44 @@
 //! Snapshots of a group: its rows at an index in our own checksummed format, with a manifest of the
 //! segment files that belong to them.
 //!
-//! The last two are kept; the log is purged below the older one only, so that either can be built on.
-//! A snapshot of a peer is received into a staging directory, verified by hash, and takes effect by one
-//! rename; what a crash leaves half done vanishes, what was renamed is finished at the next start.
+//! A snapshot is a manifest and the files that it lists: rows, by key range and named after their hashes, and
+//! segments. The last two are kept; the log is purged below the older one only, so that either can be built
+//! on. A file goes when no snapshot that is kept or on its way lists it. A snapshot of a peer is
+//! [staged](stage), verified by hash, and takes effect by one rename.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::env::{Disk, Env, create_dir_durable};
+use bytes::Bytes;
+
+use crate::env::{Disk, DiskFile, Env, OpenMode};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, SegmentEntry, Segments, segment_path};
 use crate::sum::FileSum;
-use crate::types::{LogId, SnapshotMeta};
+use crate::tables::StateHash;
+use crate::types::SnapshotMeta;
+use crate::watched::{WatchReceiverOf, Watched};
 
-mod format;
+mod block;
+mod files;
+mod manifest;
+mod open;
 mod rows;
 mod stage;
 
-pub use format::Manifest;
+pub use manifest::{Manifest, RowsFile};
+pub use open::Base;
 pub use rows::{PAGE_ROWS, RowPage, RowPages, RowSource};
-pub(crate) use stage::{Staging, segment_name};
+pub(crate) use stage::{StagedFile, Staging};
+
+use files::{manifest_name, segments_of};
 
 /// How many snapshots are kept.
 const KEPT: usize = 2;
-const SUFFIX: &str = ".snapshot";
 
-/// A snapshot on disk: what openraft carries around. Clones share it.
+/// A snapshot on disk: what openraft carries around. Clones share it, and while one of them is there its files
+/// are not removed.
 #[derive(Clone, Debug)]
 pub struct SnapshotData(Arc<SnapshotFiles>);
 
@@ -36,12 +47,14 @@ pub struct SnapshotData(Arc<SnapshotFiles>);
 pub struct SnapshotFiles {
     /// What it covers.
     pub manifest: Manifest,
-    /// The rows file.
-    pub rows: PathBuf,
-    /// Length and hash of the rows file.
-    pub rows_sum: FileSum,
+    /// Where each file of rows is, in the order of their keys.
+    pub rows: Vec<(RowsFile, PathBuf)>,
     /// Where each segment file of the manifest is.
     pub segments: Vec<(SegmentEntry, PathBuf)>,
+    /// The manifest file.
+    pub path: PathBuf,
+    /// What stands in it.
+    pub encoded: Bytes,
 }
 
 impl std::ops::Deref for SnapshotData {
@@ -53,9 +66,8 @@ impl std::ops::Deref for SnapshotData {
 }
 
 impl SnapshotData {
-    fn new(manifest: Manifest, rows: PathBuf, rows_sum: FileSum, segments_dir: &Path) -> Self {
-        let segments = manifest.segments.iter().map(|entry| (*entry, segment_path(segments_dir, entry.id))).collect();
-        Self(Arc::new(SnapshotFiles { manifest, rows, rows_sum, segments }))
+    fn of(files: SnapshotFiles) -> Self {
+        Self(Arc::new(files))
     }
 
     /// What it covers.
@@ -65,7 +77,17 @@ impl SnapshotData {
 
     /// Index of the last entry that it holds.
     pub fn index(&self) -> Option<u64> {
-        self.manifest.meta.last_log_id.map(|id| id.index)
+        self.manifest.index()
+    }
+
+    /// All files but the manifest, with what is needed of them. Segments first: what was received of them
+    /// counts for a later snapshot too.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, FileSum)> {
+        let segments = self.segments.iter().map(|(entry, path)| {
+            let sum = FileSum { length: entry.length, hash: entry.hash };
+            (path.as_path(), sum)
+        });
+        segments.chain(self.rows.iter().map(|(file, path)| (path.as_path(), file.sum)))
     }
 }
 
@@ -77,79 +99,22 @@ pub struct Snapshots<E: Env> {
     segments_dir: PathBuf,
     /// Oldest first.
     kept: Mutex<Vec<SnapshotData>>,
-}
-
-/// What a group starts from.
-pub struct Base<E: Env> {
-    /// The snapshots that are whole.
-    pub snapshots: Snapshots<E>,
-    /// Rows and coverage of the newest of them; none when there is none.
-    pub rows: Option<(Manifest, RowPages)>,
-    /// Whether the base is the tree that was offered, not a snapshot.
-    pub is_tree: bool,
-    /// The segments, cut to it.
-    pub segments: Segments<E>,
+    /// All that may still be in use: kept, being sent, being received.
+    known: Mutex<Vec<Weak<SnapshotFiles>>>,
+    /// Held while the files of snapshots change.
+    changing: tokio::sync::Mutex<()>,
+    /// Held while one is received.
+    receiving: tokio::sync::Mutex<()>,
+    /// Counts the snapshots that were offered: a later offer ends an earlier one.
+    offers: Watched<E, u64>,
 }
 
 impl<E: Env> Snapshots<E> {
-    /// Loads the newest snapshot that is whole, with its segments. `purged` is the last index that the
-    /// log no longer has: a base below it would leave a gap. `tree` is what the tables on disk hold: the
-    /// base, if no snapshot is newer.
-    pub async fn open(
-        env: &E,
-        group_dir: &Path,
-        place: Place,
-        tail_bytes_max: u64,
-        purged: Option<u64>,
-        tree: Option<&Manifest>,
-    ) -> Result<Base<E>, StoreError> {
-        let (dir, segments_dir) = (group_dir.join("snapshots"), group_dir.join("segments"));
-        create_dir_durable(env.disk(), &dir).await.map_err(io_at("create", &dir))?;
-        create_dir_durable(env.disk(), &segments_dir).await.map_err(io_at("create", &segments_dir))?;
-        Box::pin(stage::finish_or_discard(env, &dir, &segments_dir, place)).await?;
-        let mut kept = vec![];
-        let mut base = None;
-        let mut damage = None;
-        let names = snapshot_names(env, &dir).await?;
-        if let Some(tree) = tree.filter(|tree| names.last() <= Some(&file_name(tree.meta.last_log_id))) {
-            let (dir, others) = (segments_dir.clone(), BTreeSet::new());
-            let loaded = Segments::load(env.clone(), dir, place, tail_bytes_max, &tree.segments, &others);
-            match Box::pin(loaded).await {
-                Ok(segments) => base = Some((tree.clone(), None, segments)),
-                Err(error @ StoreError::Io { .. }) => return Err(error),
-                Err(error) => tracing::warn!(group = %place.group, %error, "tables are not used, a snapshot is tried"),
-            }
-        }
-        let is_tree = base.is_some();
-        for name in names.into_iter().rev() {
-            let path = dir.join(&name);
-            match Box::pin(load_one(env, &path, place, &segments_dir, tail_bytes_max, base.is_some())).await {
-                Ok((data, rows, segments)) => {
-                    kept.insert(0, data.clone());
-                    base = base.or(segments.map(|segments| (data.manifest.clone(), Some(rows), segments)));
-                }
-                Err(error @ (StoreError::Io { .. } | StoreError::Identity(_))) => return Err(error),
-                Err(error) => {
-                    tracing::error!(group = %place.group, %error, "snapshot is not used, an older one is tried");
-                    damage = Some(error);
-                    discard(env, &dir, &path).await?;
-                }
-            }
-        }
-        let index = base.as_ref().and_then(|(manifest, ..)| manifest.meta.last_log_id).map(|id| id.index);
-        if index < purged {
-            let found = format!("snapshots up to index {index:?} while the log begins after {purged:?}");
-            let missing = Damage::new(&dir, 0, found, "a snapshot at or above the log's beginning");
-            return Err(damage.unwrap_or_else(|| missing.into()));
-        }
-        let snapshots =
-            Self { env: env.clone(), place, dir, segments_dir: segments_dir.clone(), kept: Mutex::new(kept) };
-        let Some((manifest, rows, segments)) = base else {
-            let segments =
-                Segments::load(env.clone(), segments_dir, place, tail_bytes_max, &[], &BTreeSet::new()).await?;
-            return Ok(Base { snapshots, rows: None, is_tree, segments });
-        };
-        Ok(Base { snapshots, rows: rows.map(|rows| (manifest, rows)), is_tree, segments })
+    fn new(env: E, place: Place, dir: PathBuf, segments_dir: PathBuf, kept: Vec<SnapshotData>) -> Self {
+        let (changing, receiving) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
+        let known = Mutex::new(kept.iter().map(|data| Arc::downgrade(&data.0)).collect());
+        let offers = Watched::new(0);
+        Self { env, place, dir, segments_dir, kept: Mutex::new(kept), known, changing, receiving, offers }
     }
 
     /// The newest snapshot.
@@ -157,61 +122,140 @@ impl<E: Env> Snapshots<E> {
         self.kept().last().cloned()
     }
 
-    /// Up to which index the log may be purged: the older of two snapshots.
+    /// Up to which index the log may be purged: the older of two snapshots, or an even older one that is
+    /// being sent, whose receiver goes on from there.
     pub fn purge_bound(&self) -> Option<u64> {
-        let kept = self.kept();
-        kept.len().checked_sub(KEPT).and_then(|older| kept[older].index())
+        let older = {
+            let kept = self.kept();
+            kept.len().checked_sub(KEPT).and_then(|older| kept[older].index())?
+        };
+        Some(self.listed().iter().filter_map(SnapshotData::index).fold(older, u64::min))
+    }
+
+    /// The segment files that snapshots need, kept or on their way.
+    pub fn listed_segments(&self) -> BTreeSet<u64> {
+        segments_of(&self.listed())
     }
 
     /// Writes a snapshot of `rows`; the segments of its manifest must be durable already.
     pub async fn save(&self, manifest: Manifest, rows: &dyn RowSource) -> Result<SnapshotData, StoreError> {
-        let path = self.dir.join(file_name(manifest.meta.last_log_id));
-        let tmp = path.with_extension("tmp");
-        let sum = format::write(&self.env, &tmp, self.place, &manifest, rows).await?;
-        self.env.disk().rename(&tmp, &path).await.map_err(io_at("rename", &path))?;
-        self.env.disk().sync_dir(&self.dir).await.map_err(io_at("sync", &self.dir))?;
-        let data = SnapshotData::new(manifest, path, sum, &self.segments_dir);
-        self.keep(data.clone()).await;
-        Ok(data)
-    }
-
-    /// A new, empty place for a snapshot that comes from elsewhere.
-    pub(crate) async fn stage(&self) -> Result<Staging<E>, StoreError> {
-        Staging::create(self.env.clone(), &self.dir, self.place).await
-    }
-
-    /// Makes a snapshot from elsewhere this group's newest: one rename decides.
-    pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(SnapshotData, RowPages), StoreError> {
-        let staged = match data.rows.parent().filter(|parent| stage::is_staging(&self.dir, parent)) {
-            Some(dir) => dir.to_path_buf(),
-            None => Box::pin(self.stage().await?.copy_from(data)).await?,
-        };
-        let path = Box::pin(stage::commit(&self.env, &staged, &self.dir, &self.segments_dir, self.place)).await?;
-        let (manifest, rows, sum) = format::read(&self.env, &path, self.place).await?;
-        let installed = SnapshotData::new(manifest, path, sum, &self.segments_dir);
-        self.kept().clear();
-        self.keep(installed.clone()).await;
-        Ok((installed, RowPages::new(rows)))
-    }
-
-    async fn keep(&self, data: SnapshotData) {
-        let keep: Vec<PathBuf> = {
-            let mut kept = self.kept();
-            kept.retain(|other| other.rows != data.rows);
-            kept.push(data);
-            // One that was being built while a newer one was installed does not become the newest.
-            kept.sort_by_key(SnapshotData::index);
-            let surplus = kept.len().saturating_sub(KEPT);
-            kept.drain(..surplus);
-            kept.iter().map(|data| data.rows.clone()).collect()
-        };
-        let Ok(names) = snapshot_names(&self.env, &self.dir).await else { return };
-        for path in names.into_iter().map(|name| self.dir.join(name)).filter(|path| !keep.contains(path)) {
-            // A file that stays only takes space; the next snapshot tries again.
-            if let Err(error) = self.env.disk().remove_file(&path).await {
-                tracing::warn!(group = %self.place.group, path = %path.display(), %error, "old snapshot is not removed");
+        let _changing = self.changing.lock().await;
+        if let Some(current) = self.current().filter(|current| current.index() > manifest.index()) {
+            // It was installed while this one waited.
+            return Ok(current);
+        }
+        match Box::pin(self.write(manifest, rows)).await {
+            Ok(data) => {
+                self.keep(data.clone()).await?;
+                Ok(data)
+            }
+            Err(error) => {
+                // What was written of it takes space that may be what is missing.
+                files::sweep_rows(&self.env, &self.dir, &self.listed()).await.ok();
+                Err(error)
             }
         }
+    }
+
+    async fn write(&self, manifest: Manifest, rows: &dyn RowSource) -> Result<SnapshotData, StoreError> {
+        let files = rows::write(&self.env, &self.dir, self.place, rows).await?;
+        // The manifest must not be there before what it lists.
+        self.env.disk().sync_dir(&self.dir).await.map_err(io_at("sync", &self.dir))?;
+        let encoded = manifest::encode(self.place, &manifest, &files);
+        let path = self.dir.join(manifest_name(manifest.meta.last_log_id));
+        let tmp = path.with_extension("tmp");
+        let file = self.env.disk().open(&tmp, OpenMode::Truncate).await.map_err(io_at("create", &tmp))?;
+        file.write_at_sync(0, vec![encoded.clone()]).await.map_err(io_at("write", &tmp))?;
+        self.env.disk().rename(&tmp, &path).await.map_err(io_at("rename", &path))?;
+        self.env.disk().sync_dir(&self.dir).await.map_err(io_at("sync", &self.dir))?;
+        Ok(placed((manifest, files, encoded), path, &self.dir, &self.segments_dir))
+    }
+
+    /// Begins to receive a snapshot, or goes on with it; `segments` are those that this node has. An earlier
+    /// receiver ends by [`offers`](Self::offers).
+    pub(crate) async fn stage(&self, encoded: Bytes, segments: &Segments<E>) -> Result<Staging<E>, StoreError> {
+        let own = |entry: &SegmentEntry| entry.sealed && segments.sealed(entry.id) == Some(*entry);
+        let staging =
+            Box::pin(Staging::begin(&self.env, &self.dir, &self.segments_dir, self.place, encoded, own)).await?;
+        self.know(staging.data());
+        Ok(staging)
+    }
+
+    /// Announces a receiver; the lock is its turn.
+    pub(crate) async fn offered(&self) -> (WatchReceiverOf<E, u64>, tokio::sync::MutexGuard<'_, ()>) {
+        self.offers.update(|offers| *offers += 1);
+        let turn = self.receiving.lock().await;
+        (self.offers.subscribe(), turn)
+    }
+
+    /// Where the file of a segment is in its place, whole or not.
+    pub(crate) fn segment_in_place(&self, staged: &Path) -> Option<PathBuf> {
+        let id = crate::segment::segment_id(&staged.file_name()?.to_string_lossy())?;
+        Some(segment_path(&self.segments_dir, id))
+    }
+
+    /// Makes a snapshot from elsewhere this group's newest: one rename decides. Segment files of this node
+    /// that belong to it must be durable.
+    pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(SnapshotData, RowPages<E>), StoreError> {
+        let _changing = self.changing.lock().await;
+        if !stage::is_staged(&self.dir, data) {
+            let none = |_: &SegmentEntry| false;
+            let encoded = data.encoded.clone();
+            let staging =
+                Box::pin(Staging::begin(&self.env, &self.dir, &self.segments_dir, self.place, encoded, none)).await?;
+            Box::pin(staging.copy_from(data)).await?;
+        }
+        let path = Box::pin(stage::commit(&self.env, &self.dir, &self.segments_dir, self.place)).await?;
+        let read = manifest::read(&self.env, &path, self.place).await?;
+        let installed = placed(read, path, &self.dir, &self.segments_dir);
+        self.kept().clear();
+        self.keep(installed.clone()).await?;
+        let rows = RowPages::new(self.env.clone(), self.place, installed.rows.clone());
+        Ok((installed, rows))
+    }
+
+    async fn keep(&self, data: SnapshotData) -> Result<(), StoreError> {
+        self.know(&data);
+        {
+            let mut kept = self.kept();
+            kept.retain(|other| other.path != data.path);
+            kept.push(data.clone());
+            let surplus = kept.len().saturating_sub(KEPT);
+            kept.drain(..surplus);
+        }
+        self.sweep(&data).await;
+        // It may have been collected while the log was quicker.
+        stage::discard_stale(&self.env, &self.dir, self.place, data.index()).await
+    }
+
+    /// Removes the files that nothing lists.
+    async fn sweep(&self, newest: &SnapshotData) {
+        let listed = self.listed();
+        let rows = files::sweep_rows(&self.env, &self.dir, &listed).await;
+        let segments = files::sweep_segments(&self.env, &self.segments_dir, newest, &listed).await;
+        if let Err(error) = rows.and(segments) {
+            // What stays only takes space; the next snapshot tries again.
+            tracing::warn!(group = %self.place.group, %error, "old snapshots are not removed");
+        }
+    }
+
+    /// Removes the files of a snapshot that was on its way, when nobody needs them any more.
+    pub(crate) async fn release(&self, data: SnapshotData) {
+        drop(data);
+        if let (Ok(_changing), Some(newest)) = (self.changing.try_lock(), self.current()) {
+            self.sweep(&newest).await;
+        }
+    }
+
+    fn know(&self, data: &SnapshotData) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|data| data.strong_count() > 0);
+        known.push(Arc::downgrade(&data.0));
+    }
+
+    fn listed(&self) -> Vec<SnapshotData> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().filter_map(Weak::upgrade).map(SnapshotData).collect()
     }
 
     fn kept(&self) -> MutexGuard<'_, Vec<SnapshotData>> {
@@ -219,47 +263,29 @@ impl<E: Env> Snapshots<E> {
     }
 }
 
-/// A snapshot, its rows, and its segments unless a newer base was found already.
-type Loaded<E> = (SnapshotData, RowPages, Option<Segments<E>>);
-
-async fn load_one<E: Env>(
-    env: &E,
-    path: &Path,
-    place: Place,
+/// A snapshot whose files are in their places.
+fn placed(
+    (manifest, rows, encoded): (Manifest, Vec<RowsFile>, Bytes),
+    path: PathBuf,
+    dir: &Path,
     segments_dir: &Path,
-    tail_bytes_max: u64,
-    have_base: bool,
-) -> Result<Loaded<E>, StoreError> {
-    let (manifest, rows, sum) = format::read(env, path, place).await?;
-    let segments = match have_base {
-        true => None,
-        false => {
-            let dir = segments_dir.to_path_buf();
-            Some(Segments::load(env.clone(), dir, place, tail_bytes_max, &manifest.segments, &BTreeSet::new()).await?)
-        }
-    };
-    Ok((SnapshotData::new(manifest, path.to_path_buf(), sum, segments_dir), RowPages::new(rows), segments))
+) -> SnapshotData {
+    let rows = rows.into_iter().map(|file| (file.clone(), dir.join(file.name()))).collect();
+    let segments = manifest.segments.iter().map(|entry| (*entry, segment_path(segments_dir, entry.id))).collect();
+    SnapshotData::of(SnapshotFiles { manifest, rows, segments, path, encoded })
 }
 
-/// Takes a damaged file out of the way, for analysis.
-async fn discard<E: Env>(env: &E, dir: &Path, path: &Path) -> Result<(), StoreError> {
-    let to = path.with_extension("damaged");
-    env.disk().rename(path, &to).await.map_err(io_at("rename", path))?;
-    env.disk().sync_dir(dir).await.map_err(io_at("sync", dir))
-}
-
-async fn snapshot_names<E: Env>(env: &E, dir: &Path) -> Result<Vec<String>, StoreError> {
-    let mut names = env.disk().list(dir).await.map_err(io_at("list", dir))?;
-    names.retain(|name| name.ends_with(SUFFIX));
-    Ok(names)
-}
-
-/// Names sort by index.
-fn file_name(last: Option<LogId>) -> String {
-    match last {
-        Some(id) => format!("{:020}-{}-{}{SUFFIX}", id.index + 1, id.leader_id.term, id.leader_id.node_id),
-        None => format!("{:020}-0-0{SUFFIX}", 0),
+/// Reads all rows once: they are whole, and add up to the state hash.
+async fn verify_rows<E: Env>(env: &E, place: Place, data: &SnapshotData) -> Result<(), StoreError> {
+    let mut pages = RowPages::new(env.clone(), place, data.rows.clone());
+    let mut sum = StateHash::default();
+    while let Some(page) = pages.next().await? {
+        page.iter().for_each(|(key, value)| sum.add_row(key, value));
     }
+    if sum == data.manifest.state_hash {
+        return Ok(());
+    }
+    Err(Damage::new(&data.path, 0, "rows that do not add up to the state hash", "those that were written").into())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::faults::Faults;
 use crate::group::{Group, Inner};
 use crate::identity::{Identity, WAL_DIR};
 use crate::log::LogStore;
-use crate::network::{self, Network, StreamKind};
+use crate::network::{self, Network, Pace, StreamKind};
 use crate::replica::{LogSynced, Replica, log_synced};
 use crate::segment::Place;
 use crate::state::StateMachine;
@@ -61,7 +61,9 @@ impl<E: Env> Store<E> {
         let build = Arc::new(Semaphore::new(1));
         let stop = Arc::new(Watched::<E, bool>::new(false));
         let checkpoint = Arc::new(Semaphore::new(1));
-        let opening = Opening { env, identity, config, raft_config, faults, build, checkpoint, stop: stop.clone() };
+        let pace = Arc::new(Pace::new(config.snapshot_bytes_per_second));
+        let opening =
+            Opening { env, identity, config, raft_config, faults, build, pace, checkpoint, stop: stop.clone() };
         let mut groups = BTreeMap::new();
         for id in (0..opening.config.groups).map(GroupId) {
             let group = opening.group(id, wal.group(id)).await?;
@@ -148,6 +150,7 @@ struct Opening<E: Env> {
     raft_config: Arc<openraft::Config>,
     faults: Faults,
     build: Arc<Semaphore>,
+    pace: Arc<Pace<E>>,
     /// Checkpoints are written one at a time, or their syncs would meet.
     checkpoint: Arc<Semaphore>,
     stop: Arc<Watched<E, bool>>,
@@ -165,7 +168,7 @@ impl<E: Env> Opening<E> {
         let synced = log_synced(log.clone());
         self.tend(&replica, &synced);
         let progress = config.raft.election_max;
-        let network = Network::new(self.env.clone(), self.identity, id, progress);
+        let network = Network::new(self.env.clone(), self.identity, id, progress, self.pace.clone());
         let (store, machine) = (LogStore::new(log.clone()), StateMachine::new(replica.clone(), log.clone()));
         let raft: Raft<E, StateMachine<E>> = Raft::new(node, self.raft_config.clone(), network, store, machine)
             .await

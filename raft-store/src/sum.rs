@@ -57,6 +57,23 @@ impl FileHasher {
         self.blocks.iter().copied().chain(rest).collect()
     }
 
+    /// The hashes of the blocks that are full.
+    pub fn whole_blocks(&self) -> &[[u8; 32]] {
+        &self.blocks
+    }
+
+    /// Forgets everything from `length` on, which must be the end of a full block.
+    pub fn cut(&mut self, length: u64) -> Result<(), String> {
+        let blocks = length / BLOCK_BYTES;
+        if length != blocks * BLOCK_BYTES || blocks > self.blocks.len() as u64 {
+            return Err(format!("byte {length} is not the end of one of the {} full blocks", self.blocks.len()));
+        }
+        self.blocks.truncate(blocks as usize);
+        self.rest.clear();
+        self.length = length;
+        Ok(())
+    }
+
     /// Length and hash of what was taken so far.
     pub fn sum(&self) -> FileSum {
         let mut whole = blake3::Hasher::new_keyed(KEY);

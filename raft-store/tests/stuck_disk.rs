@@ -15,9 +15,11 @@ use openraft::{EntryPayload, RaftSnapshotBuilder};
 use prost::Message;
 use unibus_proto::id::{ClusterId, GroupId, NodeId};
 use unibus_proto::log::{Proposal, Tick, proposal::Command};
+use unibus_raft_store::env::Env;
 use unibus_raft_store::replica::{Replica, ReplicaConfig};
 use unibus_raft_store::segment::Place;
 use unibus_raft_store::state::StateMachine;
+use unibus_raft_store::testing::crash::CrashEnv;
 use unibus_raft_store::types::{Entry, Member, log_id};
 use unibus_raft_store::wal::{Form, GroupLog, LogEntry, Wal, WalConfig};
 use unibus_raft_store::{Identity, Store, StoreConfig};
@@ -91,4 +93,35 @@ async fn a_disk_that_hangs_ends_the_node() {
     assert!(fault.contains("disk"), "{fault}");
     assert!(!proposing.is_finished(), "acknowledged before its sync");
     assert!(store.group(PLACE.group).expect("there").disk_waits() >= Duration::from_millis(500));
+}
+
+/// A snapshot that finds no space is tried again, and the group goes on meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_without_space_is_absorbed_and_made_later() {
+    let (env, dir) = (CrashEnv::new(1), Path::new("/node"));
+    let (identity, _lock) = Identity::open(&env, dir, PLACE.cluster, NodeId(1)).await.expect("minted");
+    let config = StoreConfig { dir: dir.into(), groups: 2, wal: small(), ..StoreConfig::default() };
+    let config = StoreConfig { snapshot_log_bytes: 2_000, ..config };
+    let store = Store::open(env.clone(), identity, config).await.expect("opened");
+    let members = BTreeMap::from([(NodeId(1), Member { directory: identity.directory })]);
+    let group = store.group(PLACE.group).expect("there");
+    group.initialize(members).await.expect("initialized");
+    env.disk().set_full(Some("snapshots"));
+    let tick = || Bytes::from(Proposal { at_ms: 1, command: Some(Command::Tick(Tick {})) }.encode_to_vec());
+    while group.propose(tick()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(group.snapshot().await.is_err(), "no space");
+    for _ in 0..200 {
+        group.propose(tick()).await.expect("goes on");
+    }
+    assert_eq!(group.status().snapshot_index, 0);
+    env.disk().set_full(None);
+    let made = async {
+        while group.status().snapshot_index == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, made).await.expect("made when there is space again");
+    group.propose(tick()).await.expect("goes on");
 }

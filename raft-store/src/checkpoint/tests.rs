@@ -206,7 +206,10 @@ async fn power_fails_while_a_tree_is_opened_or_rebuilt() {
             Ok(checkpoints) => {
                 let mut current = checkpoints.hold().await;
                 let rows = rows_at(5).into_iter().collect();
-                checkpoints.rebuild(&mut current, marker(5), Some(RowPages::new(rows))).await.is_err()
+                checkpoints
+                    .rebuild(&mut current, marker(5), Some(RowPages::of(env.clone(), PLACE, rows)))
+                    .await
+                    .is_err()
             }
             Err(_) => true,
         };

@@ -11,12 +11,10 @@ use super::message::{
     decode_append, decode_transfer, decode_vote_request, encode_append_response, encode_stream_result,
     encode_transfer_response, encode_vote_response,
 };
-use super::{StreamKind, WINDOW};
-use crate::codec::{decode_snapshot_begin, encode_vote};
+use super::{StreamKind, WINDOW, receive};
 use crate::env::{Duplex, Env, FrameRx, FrameTx, Net, NetError, spawn};
 use crate::replica::Replica;
-use crate::snapshot::{SnapshotData, Staging};
-use crate::state::{Snapshot, StateMachine};
+use crate::state::StateMachine;
 use crate::stream::{decode, malformed};
 use crate::types::{Raft, TypeConfig};
 
@@ -30,7 +28,7 @@ pub(crate) async fn serve<E: Env>(
     match kind {
         StreamKind::Replication => serve_append(raft, duplex).await,
         StreamKind::Heartbeat => serve_control(raft, duplex).await,
-        StreamKind::Snapshot => serve_snapshot(raft, replica, duplex).await,
+        StreamKind::Snapshot => Box::pin(receive::serve(raft, replica, duplex)).await,
     }
 }
 
@@ -108,66 +106,10 @@ async fn handle<E: Env>(raft: &Raft<E, StateMachine<E>>, request: Request) -> Re
     })
 }
 
-async fn serve_snapshot<E: Env>(
-    raft: &Raft<E, StateMachine<E>>,
-    replica: &Replica<E>,
-    (mut tx, mut rx): Duplex<E::Net>,
-) -> Result<(), NetError> {
-    let begin: peer::SnapshotBegin = decode(rx.recv().await?)?;
-    let (vote, meta) = decode_snapshot_begin(&begin).map_err(malformed)?;
-    let staging = replica.snapshots.stage().await.map_err(|e| NetError::Closed(e.to_string()))?;
-    let response = match receive(&staging, &begin.files, &mut rx).await {
-        Ok(data) if *data.meta() == meta => {
-            let answer = raft.install_full_snapshot(vote, Snapshot { meta, snapshot: data }).await;
-            answer.map_or_else(error_of, |answer| answer_of(Response::Snapshot(encode_vote(&answer.vote))))
-        }
-        Ok(_) => error_of("the snapshot covers something else than it was announced with"),
-        Err(why) => error_of(why),
-    };
-    // Nothing is left of it when it was installed.
-    staging.discard().await;
-    tx.send(vec![response.encode_to_vec().into()]).await?;
-    tx.finish().await
-}
-
-/// Receives the files into the staging directory and verifies them.
-async fn receive<E: Env>(
-    staging: &Staging<E>,
-    files: &[peer::SnapshotFile],
-    rx: &mut <E::Net as Net>::Rx,
-) -> Result<SnapshotData, String> {
-    for (number, announced) in files.iter().enumerate() {
-        let mut file = staging.file(checked_name(number, &announced.name)?).await.map_err(|e| e.to_string())?;
-        while file.length() < announced.length {
-            let frame = rx.recv().await.map_err(|e| e.to_string())?;
-            let chunk: peer::SnapshotChunk = decode(frame).map_err(|e| e.to_string())?;
-            let fits = file.length() + chunk.data.len() as u64 <= announced.length;
-            if chunk.file as usize != number || chunk.data.is_empty() || !fits {
-                return Err(format!("a chunk that does not belong to {}", announced.name));
-            }
-            file.write(chunk.data).await.map_err(|e| e.to_string())?;
-        }
-        let sum = file.finish().await.map_err(|e| e.to_string())?;
-        if announced.hash != sum.hash[..] {
-            return Err(format!("{} arrived with another hash", announced.name));
-        }
-    }
-    let end = rx.recv().await.map_err(|e| e.to_string())?;
-    decode::<peer::SnapshotEnd>(end).map_err(|e| e.to_string())?;
-    staging.complete().await.map_err(|e| e.to_string())
-}
-
-/// Only the names that a snapshot has: they become file names.
-fn checked_name(number: usize, name: &str) -> Result<&str, String> {
-    let id = name.strip_prefix("segment-").and_then(|id| id.parse::<u64>().ok());
-    let good = if number == 0 { name == "rows" } else { id.is_some_and(|id| name == format!("segment-{id}")) };
-    good.then_some(name).ok_or_else(|| format!("file {number} of the snapshot is called {name:?}"))
-}
-
-fn answer_of(response: Response) -> peer::RaftResponse {
+pub(super) fn answer_of(response: Response) -> peer::RaftResponse {
     peer::RaftResponse { error: String::new(), response: Some(response) }
 }
 
-fn error_of(why: impl std::fmt::Display) -> peer::RaftResponse {
+pub(super) fn error_of(why: impl std::fmt::Display) -> peer::RaftResponse {
     peer::RaftResponse { error: why.to_string(), response: None }
 }

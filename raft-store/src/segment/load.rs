@@ -131,7 +131,9 @@ async fn check_header<F: DiskFile>(file: &F, path: &Path, place: Place, segment:
 
 /// Removes what the manifest does not list: replay writes it again.
 async fn trim<E: Env>(env: &E, dir: &Path, manifest: &[SegmentEntry], keep: &BTreeSet<u64>) -> Result<(), StoreError> {
-    let keep: BTreeSet<_> = keep.iter().map(|id| segment_path(dir, *id)).collect();
+    // What is newer than the base is written again from its beginning.
+    let last = manifest.iter().map(|entry| entry.id).max().unwrap_or(0);
+    let keep: BTreeSet<_> = keep.range(..last).map(|id| segment_path(dir, *id)).collect();
     for name in env.disk().list(dir).await.map_err(io_at("list", dir))? {
         let path = &dir.join(&name);
         match manifest.iter().find(|entry| segment_path(dir, entry.id) == *path) {

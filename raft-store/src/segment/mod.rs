@@ -94,6 +94,11 @@ pub fn segment_path(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("{id:012}.segment"))
 }
 
+/// The segment whose file has this name.
+pub fn segment_id(name: &str) -> Option<u64> {
+    name.strip_suffix(".segment")?.parse().ok()
+}
+
 impl<E: Env> Segments<E> {
     /// The files in `dir` as `manifest` lists them: anything beyond is cut off or removed, but for the
     /// files `keep`. Nothing is changed unless all of them are whole.

@@ -110,6 +110,8 @@ struct State {
     /// Operations until the power fails.
     left: Option<u64>,
     operations: u64,
+    /// No space for files whose path contains this; for none at all when it is empty.
+    full: Option<String>,
 }
 
 impl State {
@@ -123,7 +125,13 @@ impl State {
             next: 0,
             left: None,
             operations: 0,
+            full: None,
         }
+    }
+
+    fn space_for(&self, path: &str) -> io::Result<()> {
+        let full = self.full.as_ref().is_some_and(|full| path.contains(full.as_str()));
+        if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     /// One operation that changes something; an error when the power is gone.
@@ -168,6 +176,26 @@ impl CrashDisk {
         self.state().left = Some(operations);
     }
 
+    /// From now on there is no space for new files whose path contains `path`; when it is empty, for nothing
+    /// that is written.
+    pub fn set_full(&self, path: Option<&str>) {
+        self.state().full = path.map(str::to_owned);
+    }
+
+    /// The names of all files.
+    pub fn names(&self) -> Vec<PathBuf> {
+        self.state().names.keys().cloned().collect()
+    }
+
+    /// Replaces the bytes of a file, durably.
+    pub fn overwrite(&self, path: &Path, bytes: &[u8]) {
+        let mut state = self.state();
+        let id = state.named(path).expect("the file is there");
+        let content = state.content(id);
+        content.current = bytes.to_vec();
+        content.sync();
+    }
+
     /// Operations so far that changed something, or would have.
     pub fn operations(&self) -> u64 {
         self.state().operations
@@ -208,6 +236,7 @@ impl Disk for CrashDisk {
             (OpenMode::Read | OpenMode::Write, found) => found?,
             (_, Ok(id)) => id,
             (_, Err(_)) => {
+                state.space_for(&path.to_string_lossy())?;
                 state.operation()?;
                 state.next += 1;
                 let id = state.next;
@@ -300,6 +329,7 @@ impl DiskFile for CrashFile {
         if state.left == Some(0) {
             return state.operation();
         }
+        state.space_for("")?;
         // The power fails during the write: its bytes are there, and not synced.
         state.content(self.id).write(offset as usize, &bytes);
         state.operation()

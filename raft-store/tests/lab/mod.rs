@@ -92,7 +92,7 @@ impl Node {
 
 pub struct Lab {
     dir: TempDir,
-    hub: Hub,
+    pub hub: Hub,
     starts: u64,
     pub config: StoreConfig,
     pub nodes: BTreeMap<u64, Node>,

@@ -1,4 +1,4 @@
-//! Streams in memory.
+//! Streams in memory. Those of the bulk lane can be cut after a number of bytes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,15 @@ type Opened = (NodeId, Duplex<MemNet>);
 
 /// Where the nodes find each other.
 #[derive(Clone, Default)]
-pub struct Hub(Arc<Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Opened>>>>);
+pub struct Hub(Arc<Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Opened>>>>, Arc<Mutex<Bulk>>);
+
+/// What went over the bulk lane.
+#[derive(Default)]
+struct Bulk {
+    sent: u64,
+    /// Streams break when so much was sent.
+    limit: Option<u64>,
+}
 
 #[derive(Clone)]
 pub struct MemNet {
@@ -29,6 +37,31 @@ impl Hub {
         MemNet { node, hub: self.clone(), opened: Arc::new(tokio::sync::Mutex::new(opened)) }
     }
 
+    /// Bytes sent over the bulk lane.
+    pub fn bulk_sent(&self) -> u64 {
+        self.1.lock().expect("no panic").sent
+    }
+
+    /// Lets `bytes` more pass on the bulk lane, then breaks every stream of it; none = all pass.
+    pub fn limit_bulk(&self, bytes: Option<u64>) {
+        let mut bulk = self.1.lock().expect("no panic");
+        bulk.limit = bytes.map(|bytes| bulk.sent + bytes);
+    }
+
+    /// Whether the limit is reached.
+    pub fn bulk_is_cut(&self) -> bool {
+        let bulk = self.1.lock().expect("no panic");
+        bulk.limit.is_some_and(|limit| bulk.sent >= limit)
+    }
+
+    fn pass(&self, bytes: usize) -> bool {
+        if self.bulk_is_cut() {
+            return false;
+        }
+        self.1.lock().expect("no panic").sent += bytes as u64;
+        true
+    }
+
     pub fn leave(&self, node: NodeId) {
         self.0.lock().expect("no panic").remove(&node);
     }
@@ -38,12 +71,14 @@ impl Net for MemNet {
     type Tx = MemTx;
     type Rx = MemRx;
 
-    async fn connect(&self, peer: NodeId, _lane: Lane) -> Result<Duplex<Self>, NetError> {
+    async fn connect(&self, peer: NodeId, lane: Lane) -> Result<Duplex<Self>, NetError> {
         let unreachable = || NetError::Unreachable(format!("node {peer} is not there"));
         let inbox = self.hub.0.lock().expect("no panic").get(&peer).cloned().ok_or_else(unreachable)?;
         let ((here_tx, there_rx), (there_tx, here_rx)) = (mpsc::channel(16), mpsc::channel(16));
-        inbox.send((self.node, (MemTx(Some(there_tx)), MemRx(there_rx)))).map_err(|_| unreachable())?;
-        Ok((MemTx(Some(here_tx)), MemRx(here_rx)))
+        let bulk = (lane == Lane::Bulk).then(|| self.hub.clone());
+        let tx = |sender| MemTx { sender: Some(sender), bulk: bulk.clone() };
+        inbox.send((self.node, (tx(there_tx), MemRx(there_rx)))).map_err(|_| unreachable())?;
+        Ok((tx(here_tx), MemRx(here_rx)))
     }
 
     async fn accept(&self) -> Result<Opened, NetError> {
@@ -52,19 +87,26 @@ impl Net for MemNet {
     }
 }
 
-/// None = finished.
-pub struct MemTx(Option<mpsc::Sender<Option<Bytes>>>);
+pub struct MemTx {
+    /// None = finished.
+    sender: Option<mpsc::Sender<Option<Bytes>>>,
+    bulk: Option<Hub>,
+}
+
 pub struct MemRx(mpsc::Receiver<Option<Bytes>>);
 
 impl FrameTx for MemTx {
     async fn send(&mut self, parts: Vec<Bytes>) -> Result<(), NetError> {
         let frame: Bytes = parts.concat().into();
         let closed = || NetError::Closed("reset".into());
-        self.0.as_ref().ok_or_else(closed)?.send(Some(frame)).await.map_err(|_| closed())
+        if self.bulk.as_ref().is_some_and(|hub| !hub.pass(frame.len())) {
+            self.sender = None;
+        }
+        self.sender.as_ref().ok_or_else(closed)?.send(Some(frame)).await.map_err(|_| closed())
     }
 
     async fn finish(&mut self) -> Result<(), NetError> {
-        let Some(sender) = self.0.take() else { return Ok(()) };
+        let Some(sender) = self.sender.take() else { return Ok(()) };
         sender.send(None).await.map_err(|_| NetError::Closed("reset".into()))
     }
 }
