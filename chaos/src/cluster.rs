@@ -344,6 +344,8 @@ fn store_config(plan: &Plan) -> StoreConfig {
         wal: WalConfig { file_bytes: plan.wal_file_bytes, spare_files: 1, ..WalConfig::default() },
         snapshot_log_bytes: plan.snapshot_log_bytes,
         segment_bytes: plan.segment_bytes,
+        checkpoint_log_bytes: plan.checkpoint_log_bytes,
+        overlay_bytes: plan.overlay_bytes,
         timeline_tail_bytes: 256 << 10,
         ..StoreConfig::default()
     }

@@ -109,6 +109,10 @@ pub struct Plan {
     pub sync_nanos: (u64, u64),
     /// A group's log bytes between snapshots.
     pub snapshot_log_bytes: u64,
+    /// A group's log bytes between checkpoints of its tables.
+    pub checkpoint_log_bytes: u64,
+    /// Bytes of changed rows at which a checkpoint is due; twice as many hold up the group.
+    pub overlay_bytes: usize,
     /// Bytes of a segment.
     pub segment_bytes: u64,
     /// Bytes of a log file.
@@ -131,6 +135,8 @@ impl Plan {
     /// The plan of a seed whose load and faults last so long.
     pub fn with_load(seed: u64, load_ms: u64) -> Self {
         let mut random = Random::stream(seed, "plan", 0);
+        // A stream of its own, or the seeds before it would have become others.
+        let mut tables = Random::stream(seed, "plan.tables", 0);
         let nodes = 3;
         let shards = random.between(2, 3) as u32;
         let mut plan = Self {
@@ -145,6 +151,8 @@ impl Plan {
             sync_nanos: sync(&mut Random::stream(seed, "plan.disk", 0)),
             snapshot_log_bytes: [16 << 10, 64 << 10, 1 << 30][random.below(3) as usize],
             segment_bytes: [16 << 10, 64 << 10, 1 << 20][random.below(3) as usize],
+            checkpoint_log_bytes: [2 << 10, 16 << 10, 1 << 30][tables.below(3) as usize],
+            overlay_bytes: [4 << 10, 64 << 10, 8 << 20][tables.below(3) as usize],
             wal_file_bytes: [256 << 10, 1 << 20][random.below(2) as usize],
             faults: Vec::new(),
         };

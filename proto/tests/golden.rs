@@ -118,3 +118,8 @@ fn every_signed_document() {
     check_document(&ex::roster_event());
     check_document(&ex::claims());
 }
+
+#[test]
+fn checkpoints() {
+    check("checkpoint-head", &ex::checkpoint_head());
+}

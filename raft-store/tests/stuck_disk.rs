@@ -66,6 +66,36 @@ async fn a_snapshot_takes_effect_after_the_truncation_that_makes_room_for_it() {
     tokio::time::timeout(PATIENCE, install).await.expect("in time").expect("no panic");
 }
 
+/// A base ahead of the log does not start: `apply` may run ahead of this node's own fsync, the tree may not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_begins_when_the_log_is_on_disk_up_to_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (env, hold) = HeldEnv::new();
+    let wal_dir = dir.path().join("wal");
+    Wal::create(&env, &wal_dir, PLACE.cluster, &small()).await.expect("created");
+    let wal = Wal::open(&env, &wal_dir, PLACE.cluster, small()).await.expect("opened");
+    let log = wal.group(PLACE.group);
+    let group_dir = dir.path().join("group");
+    let mut follower = machine(&env, &group_dir, log.clone()).await;
+    let checkpoint = || std::fs::read(group_dir.join("checkpoint")).expect("there from the beginning");
+    let blank = checkpoint();
+
+    hold.set(true);
+    let entries = (0..3).map(|index| LogEntry::new(log_id(1, NodeId(1), index), Form::Blank, Bytes::new()));
+    log.append(entries.collect(), Box::new(|_| ())).await.expect("appended");
+    let entry = |index| Entry { log_id: log_id(1, NodeId(1), index), payload: EntryPayload::Blank };
+    follower.apply(futures::stream::iter((0..3).map(|index| Ok((entry(index), None))))).await.expect("applied");
+    let building = tokio::spawn(async move {
+        follower.get_snapshot_builder().await.build_snapshot().await.expect("built");
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!building.is_finished() && checkpoint() == blank, "the tree is ahead of the log");
+    assert_eq!(log.flushed_index(), None);
+    hold.set(false);
+    tokio::time::timeout(PATIENCE, building).await.expect("in time").expect("no panic");
+    assert!(checkpoint() != blank);
+}
+
 async fn leader(dir: &Path) -> (Store<HeldEnv>, Hold, impl Sized) {
     let (env, hold) = HeldEnv::new();
     let (identity, lock) = Identity::open(&env, dir, PLACE.cluster, NodeId(1)).await.expect("minted");

@@ -11,7 +11,7 @@ use unibus_proto::v1::{
     PublishOutcome, Reject, RoomPolicy, RoomRole, RosterEntry, RosterEvent, RosterOp, Signature, Signed, Stored,
     StoredMessage, TokenClaims, User, UserRole, UserStatus, delivery, publish_outcome,
 };
-use unibus_proto::{log, row};
+use unibus_proto::{log, peer, row};
 
 pub const AT: u64 = 1_800_000_000_000;
 pub const CLUSTER: ClusterId = ClusterId([1; 16]);
@@ -246,4 +246,24 @@ pub fn stored_message() -> StoredMessage {
 
 pub fn delivery(entry: delivery::Entry) -> Delivery {
     Delivery { sequence: 3, time_ms: AT, entry: Some(entry) }
+}
+
+fn log_id(index: u64) -> peer::LogId {
+    peer::LogId { term: 2, node_id: 3, index }
+}
+
+pub fn checkpoint_head() -> peer::CheckpointHead {
+    let membership = peer::Membership {
+        configs: vec![peer::VoterSet { node_ids: vec![1, 2, 3] }],
+        nodes: vec![peer::Member { node_id: 1, directory_id: id(4) }],
+    };
+    let marker = peer::CheckpointMarker {
+        log_id: Some(log_id(70)),
+        membership: Some(peer::StoredMembership { log_id: Some(log_id(60)), membership: Some(membership) }),
+        state_hash: hash(5),
+        rows: 6,
+        bytes: 7,
+        segments: vec![peer::CheckpointSegment { id: 8, length: 9, hash: hash(10), sealed: true }],
+    };
+    peer::CheckpointHead { cluster_id: id(1), group: 2, tree: 3, base: hash(4), marker: Some(marker) }
 }

@@ -95,9 +95,10 @@ impl<E: Env> Replica<E> {
 
     /// Returns when the overlay may grow.
     pub(crate) async fn room(&self) {
-        let mut checkpointed = self.checkpointed.subscribe();
-        while self.view(|machine| machine.rows().open_bytes()) >= 2 * self.config.overlay_bytes {
-            if checkpointed.changed().await.is_err() {
+        let is_full = || self.view(|machine| machine.rows().open_bytes()) >= 2 * self.config.overlay_bytes;
+        while is_full() {
+            let mut checkpointed = self.checkpointed.subscribe();
+            if is_full() && checkpointed.changed().await.is_err() {
                 return;
             }
         }
