@@ -24,7 +24,7 @@ use crate::error::{StoreError, io_at};
 use crate::segment::Place;
 use crate::snapshot::RowPages;
 use crate::tables::{CheckedRows, MARKER_KEY, Overlay, RowSum, Seal};
-use crate::tree::{Tree, TreeWrite, Trees};
+use crate::tree::{DAMAGED, Tree, TreeWrite, Trees};
 
 mod file;
 mod marker;
@@ -36,8 +36,6 @@ pub use marker::Marker;
 
 /// There while a tree is opened and proved.
 const OPENING: &str = "tree-opening";
-/// Says that the tree gave back something wrong.
-const DAMAGED: &str = "tree-damaged";
 /// The directories of trees: this and a number, of which the checkpoint file names the one that counts.
 const TREE: &str = "tree-";
 /// A tree that does not open, write or sync in this time hangs: sled is known to spin.

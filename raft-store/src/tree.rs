@@ -12,11 +12,15 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+mod hang;
 mod log_trees;
 mod sled_trees;
 
 pub use log_trees::{LogTree, LogTrees};
 pub use sled_trees::{SledTree, SledTrees};
+
+/// In the directory above a tree: says that it gave back something wrong, or nothing.
+pub const DAMAGED: &str = "tree-damaged";
 
 /// A row that a tree holds.
 pub type TreeRow = (Bytes, Bytes);

@@ -2,9 +2,10 @@
 //! must? Everything else is discarded.
 
 use super::file::{self, CheckpointFile};
-use super::{Current, DAMAGED, Home, MARKER_KEY, Marker, OPENING, TREE, TreeOf};
+use super::{Current, Home, MARKER_KEY, Marker, OPENING, TREE, TreeOf};
 use crate::env::{Disk, Env};
 use crate::error::{StoreError, io_at};
+use crate::tree::DAMAGED;
 
 /// Why there is no tree to go on with.
 enum Refused {

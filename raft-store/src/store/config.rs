@@ -86,7 +86,7 @@ impl Default for StoreConfig {
             overlay_bytes: 8 << 20,
             row_cache_bytes: 32 << 20,
             tree_cache_bytes: 32 << 20,
-            tree_check_bytes: 16 << 20,
+            tree_check_bytes: 4 << 20,
             timeline_tail_bytes: 8 << 20,
             segment_bytes: SEGMENT_BYTES,
             snapshot_bytes_per_second: 64 << 20,

@@ -21,7 +21,8 @@ use bytes::Bytes;
 use sled::{Config, Db};
 use tokio::sync::oneshot;
 
-use super::{Tree, TreeRead, TreeRow, TreeWrite, Trees};
+use super::hang::{self, Reads};
+use super::{DAMAGED, Tree, TreeRead, TreeRow, TreeWrite, Trees};
 
 /// An earlier life of the tree in this process may still be closing: its lock is waited for.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
@@ -39,6 +40,7 @@ struct Shared {
     /// Until it is dropped, which takes it.
     db: Option<Db>,
     dir: PathBuf,
+    reads: Arc<Reads>,
     /// Descriptors of all files and directories, by path.
     open: Mutex<BTreeMap<PathBuf, File>>,
 }
@@ -53,7 +55,9 @@ impl Trees for SledTrees {
             sync_parents(&dir)?;
             let db = open_db(&dir, cache_bytes)?;
             let open = Mutex::new(descriptors(&dir, BTreeMap::new())?);
-            Ok(SledTree(Arc::new(Shared { db: Some(db), dir, open })))
+            let reads = Arc::<Reads>::default();
+            hang::watch(&reads, &dir.with_file_name(DAMAGED));
+            Ok(SledTree(Arc::new(Shared { db: Some(db), dir, reads, open })))
         })
         .await
     }
@@ -102,11 +106,13 @@ impl Drop for Shared {
 
 impl TreeRead for SledTree {
     fn get(&self, key: &[u8]) -> io::Result<Option<Bytes>> {
+        let _reading = self.0.reads.begin();
         let value = self.db().get(key).map_err(as_io)?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn scan(&self, from: &[u8], to: Option<&[u8]>, limit: usize) -> io::Result<Vec<TreeRow>> {
+        let _reading = self.0.reads.begin();
         let rows = match to {
             Some(to) if from >= to => return Ok(vec![]),
             Some(to) => self.db().range(from..to),
