@@ -75,7 +75,11 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).expect("lists") {
         let path = entry.expect("entry").path();
         let target = to.join(path.file_name().expect("named"));
-        if path.is_dir() { copy(&path, &target) } else { drop(fs::copy(&path, &target).expect("copies")) }
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).expect("copies");
+        }
     }
 }
 

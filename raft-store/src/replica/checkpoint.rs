@@ -208,7 +208,7 @@ impl FrozenTree {
     fn sum_of_kept(&self) -> Result<RowSum, StoreError> {
         let mut sum = RowSum::default();
         let all = self.page(None, usize::MAX)?;
-        all.iter().filter(|row| is_kept(row)).for_each(|(key, value)| sum.add(key, value));
+        all.iter().filter(is_kept).for_each(|(key, value)| sum.add(key, value));
         Ok(sum)
     }
 }
