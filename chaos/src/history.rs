@@ -1,7 +1,7 @@
 //! What was seen from outside: what clients were promised, what readers were given, what each replica
 //! holds at the end, and what the replicas said about themselves meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use unibus_proto::id::{GroupId, NodeId, ProducerId, RoomId};
 
@@ -65,6 +65,8 @@ pub struct Reader {
     pub complete: bool,
     /// What it was given, by room.
     pub rooms: BTreeMap<RoomId, Vec<Entry>>,
+    /// Where it was told to go on, because retention had taken what it asked for.
+    pub moved: BTreeSet<(RoomId, u64)>,
 }
 
 /// What a node said about one of its replicas.
@@ -99,11 +101,18 @@ pub struct History {
     pub readers: Vec<Reader>,
     /// What each replica holds after everything was healed and caught up.
     pub scans: BTreeMap<(NodeId, RoomId), Vec<Entry>>,
+    /// Where each timeline begins on each replica at the end: the rest fell out by the room's retention.
+    pub floors: BTreeMap<(NodeId, RoomId), u64>,
     /// What the replicas said, in order of time.
     pub statuses: Vec<Status>,
 }
 
 impl History {
+    /// The lowest sequence that is kept of a room at the end; the same on each replica, as I2 judges.
+    pub fn floor(&self, room: RoomId) -> u64 {
+        self.floors.iter().filter(|((_, of), _)| *of == room).map(|(_, floor)| *floor).min().unwrap_or(0)
+    }
+
     /// The publishes that were acknowledged, with time and place.
     pub fn acked(&self) -> impl Iterator<Item = (&Publish, u64, u64)> {
         self.publishes.iter().filter_map(|publish| match publish.outcome {
@@ -146,6 +155,14 @@ pub(crate) mod testing {
         }
     }
 
+    /// The same when the room keeps what is from `floor` on.
+    pub fn retained(floor: u64) -> History {
+        let mut history = honest();
+        history.scans.values_mut().for_each(|entries| entries.retain(|entry| entry.sequence >= floor));
+        history.floors.values_mut().for_each(|known| *known = floor);
+        history
+    }
+
     /// Ten messages after the creation, three replicas, a reader from the start and one from the middle.
     pub fn honest() -> History {
         let timeline: Vec<_> = (0..=10).map(entry).collect();
@@ -153,11 +170,13 @@ pub(crate) mod testing {
             name: name.into(),
             complete,
             rooms: [(ROOM, timeline[from..].to_vec())].into(),
+            ..Reader::default()
         };
         History {
             publishes: (1..=10).map(publish).collect(),
             readers: vec![reader("r1", true, 0), reader("r2", false, 4)],
             scans: NODES.map(|node| ((node, ROOM), timeline.clone())).into(),
+            floors: NODES.map(|node| ((node, ROOM), 0)).into(),
             statuses: vec![
                 status(1, 10, 1, true, 5),
                 status(2, 10, 1, false, 3),

@@ -61,6 +61,12 @@ impl Recorder {
         history.readers.len() - 1
     }
 
+    /// A reader was told that a room is kept from there on only.
+    pub fn moved(&self, reader: usize, room: RoomId, to: u64) {
+        self.handle.note(&format!("reader {reader} goes on at {to} in {room}"));
+        self.history().readers[reader].moved.insert((room, to));
+    }
+
     /// A reader was given something.
     pub fn read(&self, reader: usize, item: &Item) {
         if let Some((room, entry)) = of_item(item) {

@@ -339,7 +339,7 @@ impl Run {
         let mut heads = BTreeMap::new();
         let id = *self.cluster.ids().first().expect("a cluster has nodes");
         for room in rooms {
-            let last = self.timeline(id, *room).await?.last().map_or(0, |entry| entry.sequence);
+            let last = self.timeline(id, *room).await?.1.last().map_or(0, |entry| entry.sequence);
             heads.insert(*room, last);
         }
         let mut waited = Duration::ZERO;
@@ -386,25 +386,29 @@ impl Run {
     pub async fn scan(&self, rooms: &[RoomId]) -> Result<(), Violation> {
         for id in self.cluster.ids() {
             for room in rooms {
-                let entries = self.timeline(id, *room).await?;
-                self.recorder.history().scans.insert((id, *room), entries);
+                let (floor, entries) = self.timeline(id, *room).await?;
+                let mut history = self.recorder.history();
+                history.floors.insert((id, *room), floor);
+                history.scans.insert((id, *room), entries);
             }
         }
         Ok(())
     }
 
-    async fn timeline(&self, id: NodeId, room: RoomId) -> Result<Vec<Entry>, Violation> {
+    /// What a replica keeps of a room, and from where on.
+    async fn timeline(&self, id: NodeId, room: RoomId) -> Result<(u64, Vec<Entry>), Violation> {
         let broken = |what: String| Violation { invariant: "replicas can be read", what: format!("n{id}: {what}") };
         let node = self.cluster.node(id).ok_or_else(|| broken("does not run".into()))?;
         let mut groups = self.cluster.groups().filter_map(|group| node.store().group(group));
         let holds = |group: &unibus_raft_store::Group<_>| group.view(|machine| machine.room(room).is_some());
         let group = groups.find(|group| !group.id().is_meta() && holds(group));
         let group = group.ok_or_else(|| broken(format!("no shard has room {room}")))?;
-        let (mut entries, mut next) = (Vec::new(), Sequence(0));
+        let floor = group.view(|machine| machine.room(room)).map_or(0, |row| row.floor);
+        let (mut entries, mut next) = (Vec::new(), Sequence(floor));
         loop {
             let page = group.read_timeline(room, next, 1 << 20, 500).await;
             let page = page.map_err(|error| broken(format!("room {room} from {next}: {error}")))?;
-            let Some(last) = page.last() else { return Ok(entries) };
+            let Some(last) = page.last() else { return Ok((floor, entries)) };
             next = last.sequence.next();
             for stored in &page {
                 entries.push(record::of_stored(&stored.bytes).map_err(broken)?);

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft_rt::AsyncRuntime;
-use unibus_client::{Client, ClientConfig, Error, Publisher, Receipt, Start, SubscribeOptions};
+use unibus_client::{Client, ClientConfig, Error, ErrorCode, Publisher, Receipt, Start, SubscribeOptions};
 use unibus_proto::code::Outcome as Happened;
 use unibus_proto::files::Identity;
 use unibus_proto::id::{ClusterId, RoomId};
+use unibus_proto::position::Sequence;
 use unibus_proto::subject::{Subject, SubjectFilter};
-use unibus_proto::v1::RoomPolicy;
+use unibus_proto::v1::{RoomPolicy, RoomRetention};
 
 use crate::history::Outcome;
 use crate::record::Recorder;
@@ -73,11 +74,20 @@ pub async fn create_rooms(client: &Client<SimPlatform>, count: u64) -> Result<Ve
     let mut rooms = Vec::new();
     for number in 0..count {
         let subject: Subject = format!("sim.r{number}").parse().map_err(|error| format!("subject: {error}"))?;
-        let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
+        let policy = RoomPolicy { persist: true, retention: retention(number), ..RoomPolicy::default() };
         let created = client.create_room(&subject, policy).await.map_err(|error| format!("create room: {error}"))?;
         rooms.push(RoomId::from_bytes(&created.room.room_id).map_err(|error| error.to_string())?);
     }
     Ok(rooms)
+}
+
+/// Every third room keeps everything; the others little, by number of entries or by bytes.
+fn retention(number: u64) -> Option<RoomRetention> {
+    match number % 3 {
+        1 => Some(RoomRetention { max_messages: 40, ..RoomRetention::default() }),
+        2 => Some(RoomRetention { max_bytes: 30_000, ..RoomRetention::default() }),
+        _ => None,
+    }
 }
 
 fn outcome(answer: Result<unibus_client::Ack, Error>) -> Outcome {
@@ -249,6 +259,9 @@ pub async fn read(load: Load, platform: SimPlatform, identity: Identity, plan: R
             Ok(subscription) => subscription,
             Err(error) => {
                 Handle::current().note(&format!("{} cannot subscribe: {error}", plan.name));
+                if error.code == ErrorCode::OutOfRange {
+                    move_on(&load, &client, &mut positions, reader).await;
+                }
                 SimRuntime::sleep(RETRY).await;
                 continue;
             }
@@ -268,5 +281,16 @@ pub async fn read(load: Load, platform: SimPlatform, identity: Identity, plan: R
         }
         positions = subscription.positions();
         SimRuntime::sleep(RETRY).await;
+    }
+}
+
+/// Retention was faster than the reader: it goes on where its rooms begin now.
+async fn move_on(load: &Load, client: &Client<SimPlatform>, positions: &mut BTreeMap<RoomId, Sequence>, reader: usize) {
+    for (room, next) in positions {
+        let Ok(row) = client.room(*room).await else { continue };
+        if row.floor > next.0 {
+            *next = Sequence(row.floor);
+            load.recorder.moved(reader, *room, row.floor);
+        }
     }
 }

@@ -56,13 +56,43 @@ pub fn rate(text: &str) -> Result<NonZeroU32, String> {
         .map_err(|_| format!("found {text:?}, expected messages per second above zero, such as 1500 or 1500/s"))
 }
 
-/// `1024`, `64KiB`, `1MiB`.
+/// `90m`, `7d`, `none`: milliseconds, 0 for no bound.
+pub fn retain_age(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        _ => Ok(positive_duration(text)?.as_millis() as u64),
+    }
+}
+
+/// `64MiB`, `1GiB`, `none`: bytes, 0 for no bound.
+pub fn retain_bytes(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        _ => match size(text)? {
+            0 => Err("found 0, expected bytes above zero, such as 64MiB or 1GiB, or none".into()),
+            bytes => Ok(bytes as u64),
+        },
+    }
+}
+
+/// `100000`, `none`: entries, 0 for no bound.
+pub fn retain_messages(text: &str) -> Result<u64, String> {
+    let invalid = || format!("found {text:?}, expected a number above zero, such as 100000, or none");
+    match text {
+        "none" => Ok(0),
+        _ => text.parse().ok().filter(|count| *count > 0).ok_or_else(invalid),
+    }
+}
+
+/// `1024`, `64KiB`, `1MiB`, `2GiB`.
 pub fn size(text: &str) -> Result<usize, String> {
     let (number, unit) = split_after(text, |c| c.is_ascii_digit());
     let shift = match unit {
         "" | "B" => 0,
         "KiB" => 10,
         "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
         _ => 64,
     };
     number
@@ -148,6 +178,15 @@ mod tests {
         assert_eq!(size("64KiB"), Ok(65_536));
         assert_eq!(size("1MiB"), Ok(1 << 20));
         assert!(size("1kb").is_err() && size("").is_err() && size("99999999999999999999MiB").is_err());
+    }
+
+    #[test]
+    fn retention() {
+        assert_eq!((retain_age("none"), retain_age("7d")), (Ok(0), Ok(604_800_000)));
+        assert_eq!((retain_bytes("none"), retain_bytes("1GiB")), (Ok(0), Ok(1 << 30)));
+        assert_eq!((retain_messages("none"), retain_messages("100000")), (Ok(0), Ok(100_000)));
+        assert!(retain_age("0s").is_err() && retain_bytes("0").is_err() && retain_messages("0").is_err());
+        assert!(retain_messages("-1").unwrap_err().contains("above zero"));
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(crate) struct Core<P: Platform> {
     pub tokens: Tokens,
     pub events: Events,
     pub lanes: Lanes,
+    /// The version of the caller's device list, with when it was read.
+    pub list_version: Mutex<Option<(Duration, u64)>>,
     nodes: Mutex<NodeBook>,
 }
 
@@ -69,6 +71,7 @@ impl<P: Platform> Core<P> {
             tokens: Tokens::default(),
             events: Events::default(),
             lanes: Lanes::default(),
+            list_version: Mutex::default(),
             nodes: Mutex::new(nodes),
         }
     }

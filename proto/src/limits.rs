@@ -18,6 +18,8 @@ pub const BATCH_BYTES_MAX: usize = 4 << 20;
 pub const BATCH_MESSAGES_MAX: usize = 256;
 /// A log entry is closed when its messages reach so many bytes.
 pub const ENTRY_BYTES_TARGET: usize = 256 << 10;
+/// Commands of a log entry.
+pub const COMMANDS_PER_ENTRY_MAX: usize = 256;
 /// Bytes of a gRPC message.
 pub const DECODE_BYTES_MAX: usize = BATCH_BYTES_MAX + (64 << 10);
 /// Bytes of a frame between nodes: an append of several entries.

@@ -52,10 +52,11 @@ fn every_kind_of_command() {
             Command::DeviceListPut(_) => "device-list-put",
             Command::Tick(_) => "tick",
             Command::SegmentSealed(_) => "segment-sealed",
+            Command::CommandBatch(_) => "command-batch",
         };
         check(&format!("proposal-{name}"), &log::Proposal { at_ms: ex::AT, command: Some(command) });
     }
-    assert_eq!(ex::commands().len(), 12, "one of each kind");
+    assert_eq!(ex::commands().len(), 13, "one of each kind");
 }
 
 #[test]
@@ -70,15 +71,18 @@ fn every_kind_of_reply() {
             Reply::Roster(_) => "roster",
             Reply::Publish(_) => "publish",
             Reply::DeviceList(_) => "device-list",
+            Reply::CommandBatch(_) => "command-batch",
         };
         check(&format!("reply-{name}"), &log::Reply { at_ms: ex::AT, reply: Some(reply) });
     }
-    assert_eq!(ex::replies().len(), 7, "one of each kind");
+    assert_eq!(ex::replies().len(), 8, "one of each kind");
 }
 
 #[test]
 fn every_row() {
-    check("row-group", &row::GroupRow { at_ms: ex::AT, rooms: 3, segment_bytes: 4, segment: 5 });
+    let group = row::GroupRow { at_ms: ex::AT, rooms: 3, segment_bytes: 4, segment: 5, segment_live: 0 };
+    check("row-group", &group);
+    check("row-group-live", &row::GroupRow { segment_live: 6, ..group });
     check("row-cluster", &row::ClusterRow { cluster_id: ex::id(1), shards: 8, feature_level: 1 });
     check("row-node", &row::NodeRow { node: Some(ex::node()) });
     check("row-user", &row::UserRow { user: Some(ex::user()) });
@@ -93,7 +97,11 @@ fn every_row() {
     check("row-producer-count", &row::ProducerCountRow { count: 64 });
     check("row-device-list", &ex::device_list_row());
     check("row-device", &row::DeviceRow { bundle: Some(ex::signed()) });
-    check("row-segment", &row::SegmentRow { length: 64 << 20, hash: ex::hash(9) });
+    let segment = row::SegmentRow { length: 64 << 20, hash: ex::hash(9), live: 0 };
+    check("row-segment", &segment);
+    check("row-segment-live", &row::SegmentRow { live: 5, ..segment });
+    check("row-room-retained", &ex::retained_room_row());
+    check("row-span", &ex::span_row());
 }
 
 #[test]

@@ -214,7 +214,8 @@ impl<E: Env> Group<E> {
     }
 
     /// The deliveries of a room from a sequence on: at most `count_max` and `bytes_max` bytes, but one
-    /// if there is one. Empty just beyond the head.
+    /// if there is one. Empty just beyond the head. What is below the room's floor is not served, also
+    /// while its segment is still here.
     pub async fn read_timeline(
         &self,
         room: RoomId,
@@ -222,7 +223,20 @@ impl<E: Env> Group<E> {
         bytes_max: usize,
         count_max: usize,
     ) -> Result<Vec<StoredDelivery>, TimelineError> {
-        self.0.replica.segments.read(room, from, bytes_max, count_max).await
+        let head = self.check_range(room, from)?;
+        if from == head.next() {
+            return Ok(Vec::new());
+        }
+        let read = self.0.replica.segments.read(room, from, bytes_max, count_max).await;
+        // The floor may have risen meanwhile: then it says why, better than a file that is gone.
+        read.or_else(|error| self.check_range(room, from).and(Err(error)))
+    }
+
+    /// The head of a room that has `from` on its timeline, or just beyond it.
+    fn check_range(&self, room: RoomId, from: Sequence) -> Result<Sequence, TimelineError> {
+        let row = self.view(|machine| machine.room(room)).ok_or(TimelineError::NotFound)?;
+        let (floor, head) = (Sequence(row.floor), Sequence(row.next_sequence.saturating_sub(1)));
+        if (floor..=head.next()).contains(&from) { Ok(head) } else { Err(TimelineError::OutOfRange { floor, head }) }
     }
 
     /// Length and hash of a sealed segment, for proposing `SegmentSealed`.

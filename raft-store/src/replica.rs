@@ -213,6 +213,10 @@ impl<E: Env> Replica<E> {
                      this replica differs from the one that proposed it; compare the state hashes of the nodes"
                 )),
             },
+            Event::SegmentDropped { segment } => {
+                self.segments.drop_sealed(*segment);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

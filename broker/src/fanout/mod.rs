@@ -65,7 +65,8 @@ fn dispatch(registry: &Registry, event: &Event) {
         Event::RoomCreated { .. }
         | Event::DirectoryChanged { .. }
         | Event::SegmentCut { .. }
-        | Event::SegmentSealed { .. } => {}
+        | Event::SegmentSealed { .. }
+        | Event::SegmentDropped { .. } => {}
     }
 }
 

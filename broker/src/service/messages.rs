@@ -105,8 +105,11 @@ impl<E: Env> Service<E> {
         let replica = self.shards().group(shard)?;
         match replica.read_timeline(room, Sequence(from), bytes_max, count_max).await {
             Ok(deliveries) => Ok(deliveries),
-            Err(TimelineError::OutOfRange { floor, head }) if from == head.0 + 1 && from >= floor.0 => Ok(Vec::new()),
-            Err(TimelineError::OutOfRange { floor, head }) => Err(out_of_range(from, floor.0, head.0)),
+            Err(TimelineError::OutOfRange { floor, head }) => {
+                let subject =
+                    replica.view(|machine| machine.room(room)).map_or_else(|| room.to_string(), |row| row.subject);
+                Err(out_of_range(&subject, from, floor.0, head.0))
+            }
             Err(TimelineError::NotFound) => Err(Wanted::Id(room).not_found()),
             Err(TimelineError::Corrupt(why)) => {
                 let node = self.node();
@@ -122,13 +125,21 @@ impl<E: Env> Service<E> {
 /// A position may be anything from the floor to the head + 1.
 pub(super) fn check_position(row: &RoomRow, from: u64) -> Outcome<()> {
     if from < row.floor || from > row.next_sequence {
-        return Err(out_of_range(from, row.floor, row.next_sequence.saturating_sub(1)));
+        return Err(out_of_range(&row.subject, from, row.floor, row.next_sequence.saturating_sub(1)));
     }
     Ok(())
 }
 
-fn out_of_range(from: u64, floor: u64, head: u64) -> Failure {
-    let message = format!("position: found sequence {from}, expected {floor} (floor) to {} (head + 1)", head + 1);
+fn out_of_range(subject: &str, from: u64, floor: u64, head: u64) -> Failure {
+    let reaches = match floor <= head {
+        true => format!("reaches from {floor} to {head}"),
+        false => format!("holds no entry, the next one is {floor}"),
+    };
+    let remedy = match from < floor {
+        true => "what was before is not kept; start from the earliest",
+        false => "nothing has a higher sequence; start from the latest",
+    };
+    let message = format!("the timeline of {subject} {reaches}; found sequence {from} asked for: {remedy}");
     Failure::new(ErrorCode::OutOfRange, message).fact("floor", floor).fact("head", head)
 }
 

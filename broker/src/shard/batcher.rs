@@ -58,7 +58,7 @@ impl Drop for Reserved {
 }
 
 impl Budget {
-    fn reserve(&self, bytes: usize) -> Result<Reserved, Failure> {
+    pub(super) fn reserve(&self, bytes: usize) -> Result<Reserved, Failure> {
         let before = self.0.fetch_add(bytes, Ordering::Relaxed);
         let reserved = Reserved(self.clone(), bytes);
         if before + bytes <= IN_FLIGHT_BYTES_MAX {

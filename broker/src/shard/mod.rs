@@ -3,6 +3,7 @@
 pub mod barrier;
 pub mod batcher;
 pub mod clock;
+mod commands;
 pub mod placement;
 pub mod propose;
 mod tick;
@@ -19,6 +20,7 @@ use crate::service::Failure;
 use barrier::Barrier;
 use batcher::{Batcher, Budget};
 use clock::LogClock;
+use commands::Commands;
 
 /// The groups of this node and the way to their leaders. Clones share everything.
 pub struct Shards<E: Env> {
@@ -45,6 +47,7 @@ struct Slot<E: Env> {
     clock: LogClock,
     barrier: Barrier,
     batcher: Batcher,
+    commands: Commands<E>,
 }
 
 impl<E: Env> Shards<E> {
@@ -52,14 +55,16 @@ impl<E: Env> Shards<E> {
     pub fn start(env: E, node: NodeId, groups: Vec<Group<E>>, peers: Peers<E>) -> Self {
         let mut runs = Vec::new();
         let slots = groups.into_iter().map(|group| {
-            let (batcher, run) = Batcher::new();
-            runs.push(run);
-            Slot { group, clock: LogClock::default(), barrier: Barrier::default(), batcher }
+            let (batcher, publishes) = Batcher::new();
+            let (commands, others) = Commands::new();
+            runs.push((publishes, others));
+            Slot { group, clock: LogClock::default(), barrier: Barrier::default(), batcher, commands }
         });
         let inner = Inner { env, node, peers, slots: slots.collect(), budget: Budget::default() };
         let shards = Self { inner: Arc::new(inner) };
-        for (index, run) in (0..).zip(runs) {
-            spawn::<E>(batcher::drive(shards.clone(), GroupId(index), run));
+        for (index, (publishes, others)) in (0..).zip(runs) {
+            spawn::<E>(batcher::drive(shards.clone(), GroupId(index), publishes));
+            spawn::<E>(commands::drive(shards.clone(), GroupId(index), others));
         }
         spawn::<E>(tick::run(shards.clone()));
         shards

@@ -6,13 +6,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::limits::PROPOSE_PATIENCE;
-use unibus_proto::log::{self, proposal::Command, reply::Reply};
+use unibus_proto::log::{proposal::Command, reply::Reply};
 use unibus_proto::peer::{NodeError, Propose, Proposed, node_request::Request, node_response::Response};
-use unibus_raft_store::env::{Env, Instant, now, sleep, timeout};
+use unibus_raft_store::env::{Env, Instant, InstantOf, now, sleep, timeout};
 use unibus_raft_store::{Committed, ProposeError};
 
 use super::{Shards, clock};
@@ -22,7 +21,7 @@ use crate::service::Failure;
 /// Between two attempts: an election takes some 300 ms.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Kept back from the patience, so that the answer itself arrives within it.
-const ANSWER_RESERVE: Duration = Duration::from_millis(150);
+pub(super) const ANSWER_RESERVE: Duration = Duration::from_millis(150);
 /// How long a hint to wait is given when there is no leader.
 const NO_LEADER_HINT: Duration = Duration::from_millis(300);
 
@@ -37,8 +36,7 @@ enum Attempt {
 impl<E: Env> Shards<E> {
     /// Gets a command committed and applied by the leader; a reject is a failure.
     pub async fn propose(&self, group: GroupId, command: Command) -> Result<(u64, Reply), Failure> {
-        let proposal = log::Proposal { at_ms: 0, command: Some(command) };
-        let Committed { index, reply, .. } = self.propose_encoded(group, proposal.encode_to_vec().into()).await?;
+        let Committed { index, reply, .. } = self.submit(group, command).await?;
         match reply.reply {
             Some(Reply::Rejected(reject)) => Err(reject.into()),
             Some(reply) => Ok((index, reply)),
@@ -72,7 +70,16 @@ impl<E: Env> Shards<E> {
 
     /// Gets an encoded proposal (without a time) committed.
     pub(super) async fn propose_encoded(&self, group: GroupId, proposal: Bytes) -> Result<Committed, Failure> {
-        let deadline = now::<E>() + (PROPOSE_PATIENCE - ANSWER_RESERVE);
+        self.propose_until(group, proposal, now::<E>() + (PROPOSE_PATIENCE - ANSWER_RESERVE)).await
+    }
+
+    /// The same, with a deadline for what is certainly not appended.
+    pub(super) async fn propose_until(
+        &self,
+        group: GroupId,
+        proposal: Bytes,
+        deadline: InstantOf<E>,
+    ) -> Result<Committed, Failure> {
         let mut hint = None;
         loop {
             let left = deadline.saturating_duration_since(now::<E>());

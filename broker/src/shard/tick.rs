@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use unibus_machine::{Machine, Rows};
 use unibus_proto::id::GroupId;
 use unibus_proto::log::{SegmentSealed, Tick, proposal::Command};
 use unibus_raft_store::env::{Clock, Env, sleep};
@@ -11,6 +12,10 @@ use super::{Shards, clock};
 
 /// How late an expiry may be.
 const PERIOD: Duration = Duration::from_secs(1);
+/// Ticks of one group in a period, when more expires than one may do.
+const TICKS_MAX: usize = 16;
+/// Segments that are sealed in one period.
+const SEALS_MAX: usize = 64;
 /// A leader whose disk takes so long for one write should be another node: commits go on without its
 /// disk, but what it applies does not.
 const DISK_PATIENCE: Duration = Duration::from_secs(2);
@@ -35,22 +40,21 @@ impl<E: Env> Shards<E> {
         self.step_down_with_a_wrong_clock(group).await?;
         self.step_down_with_a_stuck_disk(group).await?;
         self.seal_segments(group).await?;
-        let due = replica.view(|machine| machine.next_deadline());
-        if due.is_some_and(|due| self.stamp(group).is_ok_and(|at| at >= due)) {
-            self.propose(group, Command::Tick(Tick {})).await?;
+        for _ in 0..TICKS_MAX {
+            let due = replica.view(|machine| machine.next_deadline());
+            if !due.is_some_and(|due| self.stamp(group).is_ok_and(|at| at >= due)) {
+                break;
+            }
+            self.propose_and_see(group, Command::Tick(Tick {})).await?;
         }
         Ok(())
     }
 
     /// Tells the log length and hash of the segments that were cut, so that each replica compares them
-    /// with its own files. Newest first, back to one that the log knows.
+    /// with its own files. The oldest first, so that all before a known one are known.
     async fn seal_segments(&self, group: GroupId) -> Result<(), crate::service::Failure> {
         let replica = self.group(group)?;
-        let open = replica.view(|machine| machine.group_row().segment);
-        for segment in (0..open).rev() {
-            if replica.view(|machine| machine.sealed_segment(segment)).is_some() {
-                break;
-            }
+        for segment in replica.view(unsealed_segments) {
             if let Some(sealed) = replica.sealed_segment(segment) {
                 let hash = sealed.hash.to_vec().into();
                 let command = Command::SegmentSealed(SegmentSealed { segment, length: sealed.length, hash });
@@ -84,4 +88,15 @@ impl<E: Env> Shards<E> {
             None => Ok(()),
         }
     }
+}
+
+/// The complete segments whose hash the log does not know, ascending.
+fn unsealed_segments<R: Rows>(machine: &Machine<R>) -> Vec<u64> {
+    let Some(&(oldest, _)) = machine.complete_segments(0, 1).first() else { return Vec::new() };
+    let mut first = machine.group_row().segment;
+    while first > oldest && machine.sealed_segment(first - 1).is_none() {
+        first -= 1;
+    }
+    let complete = machine.complete_segments(first, SEALS_MAX);
+    complete.into_iter().filter(|(_, is_sealed)| !is_sealed).map(|(segment, _)| segment).collect()
 }

@@ -31,7 +31,7 @@ pub type TestService = Service<HubEnv>;
 pub struct Cluster {
     pub hub: Arc<Hub>,
     pub nodes: Vec<Node<HubEnv>>,
-    _dirs: Vec<TempDir>,
+    dirs: Vec<TempDir>,
 }
 
 pub fn sign_key(node: u64) -> SigningKey {
@@ -63,16 +63,22 @@ pub fn node_config(node: NodeId, plan: Plan, dir: &Path) -> NodeConfig {
 impl Cluster {
     /// A formed cluster of nodes 1..=nodes with two shards.
     pub async fn start(nodes: u64) -> Self {
+        Self::start_with(nodes, |_| {}).await
+    }
+
+    /// The same with another store.
+    pub async fn start_with(nodes: u64, change: impl Fn(&mut StoreConfig)) -> Self {
         let plan = plan(nodes);
         let hub = Arc::new(Hub::default());
         let (mut running, mut dirs) = (Vec::new(), Vec::new());
         for id in (1..=nodes).map(NodeId) {
             let dir = tempfile::tempdir().unwrap();
-            let config = node_config(id, plan.clone(), dir.path());
+            let mut config = node_config(id, plan.clone(), dir.path());
+            change(&mut config.store);
             running.push(Box::pin(Node::start(hub.env(id), config, sign_key(id.0))).await.unwrap());
             dirs.push(dir);
         }
-        let cluster = Self { hub, nodes: running, _dirs: dirs };
+        let cluster = Self { hub, nodes: running, dirs: dirs };
         let start = now::<HubEnv>();
         while cluster.nodes.iter().any(|node| !node.not_ready().is_empty()) {
             let waits: Vec<_> = cluster.nodes.iter().map(Node::not_ready).collect();
@@ -80,6 +86,11 @@ impl Cluster {
             sleep::<HubEnv>(Duration::from_millis(10)).await;
         }
         cluster
+    }
+
+    /// Where the nodes keep their data.
+    pub fn dirs(&self) -> impl Iterator<Item = &Path> {
+        self.dirs.iter().map(TempDir::path)
     }
 
     pub fn service(&self, node: usize) -> TestService {
@@ -182,12 +193,16 @@ impl User {
     }
 
     pub fn create_request(&self, subject: &str) -> CreateRoomRequest {
+        self.create_request_with(subject, RoomPolicy { persist: true, ..RoomPolicy::default() })
+    }
+
+    fn create_request_with(&self, subject: &str, policy: RoomPolicy) -> CreateRoomRequest {
         let create = RosterEvent {
             room_id: unique(16),
             subject_user: self.identity.handle.to_string(),
             subject_key_fingerprint: fingerprint(&self.identity),
             role: RoomRole::Admin.into(),
-            policy: Some(RoomPolicy { persist: true, ..RoomPolicy::default() }),
+            policy: Some(policy),
             subject: subject.into(),
             ..self.event(RosterOp::Create)
         };
@@ -196,7 +211,11 @@ impl User {
     }
 
     pub async fn create(&self, subject: &str) -> Room {
-        let request = self.create_request(subject);
+        self.create_with(subject, RoomPolicy { persist: true, ..RoomPolicy::default() }).await
+    }
+
+    pub async fn create_with(&self, subject: &str, policy: RoomPolicy) -> Room {
+        let request = self.create_request_with(subject, policy);
         self.service.create_room(&self.caller, request).await.unwrap().room.unwrap()
     }
 

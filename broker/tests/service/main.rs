@@ -9,5 +9,6 @@ mod grpc;
 mod net;
 mod orphan;
 mod publish;
+mod retention;
 mod rooms;
 mod subscribe;

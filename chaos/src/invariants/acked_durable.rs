@@ -1,5 +1,5 @@
 //! I1: every acknowledged publish is on every replica at the end, and was given to every reader that
-//! read the whole timeline.
+//! read the whole timeline; except what the room's retention has dropped since, below its floor.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +24,11 @@ pub fn check(history: &History) -> Result<(), Violation> {
         .flat_map(|reader| reader.rooms.iter().map(|(room, entries)| (reader.name.clone(), *room, index(entries))));
     let holders: Vec<_> = replicas.chain(readers).collect();
     for (publish, at, sequence) in history.acked() {
+        let floor = history.floor(publish.room);
+        if sequence < floor {
+            // Whether what is missing was below the floor for those who miss it is judged by I2.
+            continue;
+        }
         for (holder, _, (by_sequence, by_body)) in holders.iter().filter(|(_, room, _)| *room == publish.room) {
             let found = if sequence == 0 {
                 by_body.contains_key(&publish.body)
@@ -49,13 +54,21 @@ pub fn check(history: &History) -> Result<(), Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::testing::{NODES, ROOM, honest};
+    use crate::history::testing::{NODES, ROOM, honest, retained};
 
     #[test]
     fn catches_a_replica_that_lost_the_last_message() {
         let mut history = honest();
         history.scans.get_mut(&(NODES[2], ROOM)).unwrap().pop();
         assert!(check(&history).unwrap_err().what.contains("n3"));
+    }
+
+    #[test]
+    fn what_is_below_the_floor_may_be_gone_and_nothing_else() {
+        let mut history = retained(6);
+        assert_eq!(check(&history), Ok(()));
+        history.scans.values_mut().for_each(|entries| entries.retain(|entry| entry.sequence != 6));
+        assert!(check(&history).unwrap_err().what.contains("sequence 6"));
     }
 
     #[test]

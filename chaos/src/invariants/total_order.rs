@@ -1,7 +1,8 @@
 //! I2: per room, sequence and message are one-to-one over acknowledgements, readers and replicas, and
-//! every replica and every reader has a slice without a gap.
+//! every replica and every reader has a slice without a gap. Where a room's retention drops entries, each
+//! replica has exactly what is from the one floor on, and a reader misses only what he was told is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use unibus_proto::id::RoomId;
 
@@ -48,11 +49,31 @@ impl Order {
     }
 }
 
-fn gap_free(room: RoomId, entries: &[Entry], who: &str) -> Result<(), Violation> {
+fn gap_free(room: RoomId, entries: &[Entry], who: &str, moved: impl Fn(u64) -> bool) -> Result<(), Violation> {
     for pair in entries.windows(2) {
-        if pair[1].sequence != pair[0].sequence + 1 {
-            let (before, after) = (pair[0].sequence, pair[1].sequence);
+        let (before, after) = (pair[0].sequence, pair[1].sequence);
+        if after != before + 1 && !(after > before && moved(after)) {
             return broken(format!("room {room}: {who} has sequence {after} right after {before}"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a replica keeps more or less than the others, or a complete reader began above the floor.
+fn begins_at_the_floor(history: &History) -> Result<(), Violation> {
+    for ((node, room), entries) in &history.scans {
+        let (floor, own) = (history.floor(*room), history.floors.get(&(*node, *room)).copied().unwrap_or(0));
+        let first = entries.first().map_or(own, |entry| entry.sequence);
+        if own != floor || first != floor {
+            return broken(format!("room {room}: replica n{node} begins at {first}, its floor is {own} of {floor}"));
+        }
+    }
+    for reader in history.readers.iter().filter(|reader| reader.complete) {
+        for (room, entries) in &reader.rooms {
+            let (first, floor) = (entries.first().map_or(0, |entry| entry.sequence), history.floor(*room));
+            if first > floor {
+                return broken(format!("room {room}: reader {} began at {first}, the floor is {floor}", reader.name));
+            }
         }
     }
     Ok(())
@@ -64,12 +85,16 @@ pub fn check(history: &History) -> Result<(), Violation> {
     for (publish, _, sequence) in history.acked().filter(|(_, _, sequence)| *sequence > 0) {
         orders.entry(publish.room).or_default().add(publish.room, sequence, publish.body, "an acknowledgement")?;
     }
-    let replicas = history.scans.iter().map(|((node, room), entries)| (format!("replica n{node}"), *room, entries));
+    let nobody = BTreeSet::new();
+    let replicas =
+        history.scans.iter().map(|((node, room), entries)| (format!("replica n{node}"), *room, entries, &nobody));
     let readers = history.readers.iter().flat_map(|reader| {
-        reader.rooms.iter().map(|(room, entries)| (format!("reader {}", reader.name), *room, entries))
+        reader.rooms.iter().map(|(room, entries)| (format!("reader {}", reader.name), *room, entries, &reader.moved))
     });
-    for (who, room, entries) in replicas.chain(readers) {
-        gap_free(room, entries, &who)?;
+    begins_at_the_floor(history)?;
+    for (who, room, entries, moved) in replicas.chain(readers) {
+        let floor = history.floor(room);
+        gap_free(room, entries, &who, |to| to <= floor && moved.contains(&(room, to)))?;
         let order = orders.entry(room).or_default();
         entries.iter().try_for_each(|entry| order.add_entry(room, entry, &who))?;
     }
@@ -80,7 +105,7 @@ pub fn check(history: &History) -> Result<(), Violation> {
 mod tests {
     use super::*;
     use crate::history::Outcome;
-    use crate::history::testing::{NODES, PRODUCER, ROOM, honest};
+    use crate::history::testing::{NODES, PRODUCER, ROOM, honest, retained};
 
     #[test]
     fn catches_a_replica_in_another_order() {
@@ -103,6 +128,36 @@ mod tests {
         let mut history = honest();
         history.readers[1].rooms.get_mut(&ROOM).unwrap().remove(2);
         assert!(check(&history).unwrap_err().what.contains("r2"));
+    }
+
+    #[test]
+    fn a_reader_misses_only_what_he_was_told_is_gone() {
+        let mut history = retained(6);
+        assert_eq!(check(&history), Ok(()));
+        history.readers[0].rooms.get_mut(&ROOM).unwrap().retain(|entry| !(2..6).contains(&entry.sequence));
+        assert!(check(&history).is_err(), "a silent gap below the floor");
+        history.readers[0].moved.insert((ROOM, 6));
+        assert_eq!(check(&history), Ok(()));
+        history.readers[0].rooms.get_mut(&ROOM).unwrap().retain(|entry| entry.sequence != 6);
+        history.readers[0].moved.insert((ROOM, 7));
+        assert!(check(&history).is_err(), "a gap above the floor");
+    }
+
+    #[test]
+    fn catches_a_replica_that_keeps_more_or_less_than_the_others() {
+        let mut history = retained(6);
+        history.scans.get_mut(&(NODES[1], ROOM)).unwrap().remove(0);
+        assert!(check(&history).unwrap_err().what.contains("n2"));
+        let mut history = retained(6);
+        history.floors.insert((NODES[1], ROOM), 5);
+        assert!(check(&history).is_err());
+    }
+
+    #[test]
+    fn catches_a_complete_reader_that_began_above_the_floor() {
+        let mut history = honest();
+        history.readers[0].rooms.get_mut(&ROOM).unwrap().remove(0);
+        assert!(check(&history).unwrap_err().what.contains("r1"));
     }
 
     #[test]

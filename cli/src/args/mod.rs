@@ -1,5 +1,6 @@
 //! The command line. The doc comments here are the manual; `tests` walk the whole tree.
 
+mod bench_rooms;
 mod cluster;
 mod message;
 mod people;
@@ -11,12 +12,13 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use bench_rooms::BenchRoomsArgs;
 pub use cluster::{CheckArgs, StatusArgs};
 pub use message::{PubArgs, SubArgs};
 pub use people::{IdentityCommand, IdentityNewArgs, UserAddArgs, UserCommand};
 #[cfg(test)]
 pub use people::{IdentityKind, RoleArg};
-pub use room::{MemberCommand, RoomCommand};
+pub use room::{MemberCommand, RetainArgs, RoomCommand};
 pub use tools::{BenchCommand, BenchPublishArgs, CompletionsArgs, ProfileAddArgs, ProfileCommand};
 
 use crate::exit::EXIT_CODES;

@@ -1,16 +1,20 @@
 //! `room`.
 
-use clap::{Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use unibus_proto::id::Handle;
 use unibus_proto::subject::{Subject, SubjectFilter};
 use unibus_proto::v1::RoomRole;
+
+use crate::parse;
 
 /// Commands of `room`.
 #[derive(Debug, Subcommand)]
 pub enum RoomCommand {
     /// Makes a room; you become its admin
     #[command(
-        before_help = "Examples:\n  unibusctl room create ops.dpkg --plaintext",
+        before_help = "Examples:
+  unibusctl room create ops.dpkg --plaintext
+  unibusctl room create ops.metrics --plaintext --retain-age 7d --retain-bytes 1GiB",
         after_help = "Next: unibusctl pub SUBJECT --lines < FILE"
     )]
     Create {
@@ -19,6 +23,21 @@ pub enum RoomCommand {
         /// The nodes may read the messages. Required: encrypted rooms do not exist yet
         #[arg(long)]
         plaintext: bool,
+        #[command(flatten)]
+        retain: RetainArgs,
+    },
+    /// Changes how long the entries of a room are kept; only its admins may
+    #[command(
+        before_help = "Examples:
+  unibusctl room update ops.dpkg --retain-age 7d
+  unibusctl room update ops.dpkg --retain-bytes 1GiB --retain-messages none",
+        after_help = "Next: unibusctl room info SUBJECT"
+    )]
+    Update {
+        /// The room
+        subject: Subject,
+        #[command(flatten)]
+        retain: RetainArgs,
     },
     /// Lists the rooms that you may read
     #[command(
@@ -52,6 +71,21 @@ pub enum RoomCommand {
         after_help = "Next: unibusctl room member list SUBJECT"
     )]
     Member(MemberCommand),
+}
+
+/// How long entries are kept. What is not given stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Args)]
+pub struct RetainArgs {
+    /// Keep entries so long, by log time: 90m, 7d; none = for ever. Roster events count as entries, but the
+    /// roster itself stays whole
+    #[arg(long, value_name = "TIME", value_parser = parse::retain_age)]
+    pub retain_age: Option<u64>,
+    /// Keep so many bytes of the newest entries: 512MiB, 1GiB; none = all
+    #[arg(long, value_name = "BYTES", value_parser = parse::retain_bytes)]
+    pub retain_bytes: Option<u64>,
+    /// Keep so many of the newest entries; none = all
+    #[arg(long, value_name = "COUNT", value_parser = parse::retain_messages)]
+    pub retain_messages: Option<u64>,
 }
 
 /// Commands of `room member`.

@@ -15,6 +15,8 @@ use crate::parse;
 pub enum BenchCommand {
     #[allow(missing_docs)]
     Publish(BenchPublishArgs),
+    #[allow(missing_docs)]
+    Rooms(super::BenchRoomsArgs),
 }
 
 /// Measures how fast messages are stored, and how long each takes

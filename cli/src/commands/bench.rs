@@ -1,5 +1,7 @@
 //! `bench`: load from this one process, measured.
 
+mod rooms;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +35,7 @@ const NOTE: &str = "closed loop: a publisher sends when an answer came, so a sta
 pub async fn run(command: &BenchCommand, global: &Global, out: Output) -> Result<()> {
     match command {
         BenchCommand::Publish(args) => publish(args, global, out).await,
+        BenchCommand::Rooms(args) => rooms::run(args, global, out).await,
     }
 }
 
@@ -79,7 +82,7 @@ async fn prepare_room(client: &Client, args: &BenchPublishArgs) -> Result<Subjec
         return Ok(room.clone());
     }
     let subject: Subject = format!("bench.{:x}", now_ms()).parse().expect("words and hexadecimal digits are a subject");
-    let policy = RoomPolicy { encrypt: false, persist: true, sign: false };
+    let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
     client.create_room(&subject, policy).await.during(format!("bench, create room {subject}"))?;
     Ok(subject)
 }

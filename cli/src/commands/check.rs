@@ -163,7 +163,7 @@ pub async fn ensure_room(client: &Client, subject: &Subject) -> Result<()> {
         Err(error) if error.code == ErrorCode::RoomNotFound => {}
         Err(error) => return Err(error.into()),
     }
-    let policy = RoomPolicy { encrypt: false, persist: true, sign: false };
+    let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
     match client.create_room(subject, policy).await {
         Ok(_) => Ok(()),
         // Another check of this device was faster.

@@ -6,9 +6,9 @@ use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{Handle, RoomId};
 use unibus_proto::limits::PAGE_MAX;
 use unibus_proto::subject::{Subject, SubjectFilter};
-use unibus_proto::v1::{Room, RoomMember, RoomPolicy, RoomRole};
+use unibus_proto::v1::{Room, RoomMember, RoomPolicy, RoomRetention, RoomRole};
 
-use crate::args::{Global, MemberCommand, RoomCommand};
+use crate::args::{Global, MemberCommand, RetainArgs, RoomCommand};
 use crate::exit::{Exit, Failure, Result};
 use crate::output::{Output, bytes, thousands};
 use crate::session::{During, Session, confirm};
@@ -17,7 +17,8 @@ use crate::time::rfc3339;
 /// Runs a command of `room`.
 pub async fn run(command: &RoomCommand, global: &Global, out: Output) -> Result<()> {
     match command {
-        RoomCommand::Create { subject, plaintext } => create(subject, *plaintext, global, out).await,
+        RoomCommand::Create { subject, plaintext, retain } => create(subject, *plaintext, *retain, global, out).await,
+        RoomCommand::Update { subject, retain } => update(subject, *retain, global, out).await,
         RoomCommand::List { filter, limit } => {
             list(&Session::open(global, out)?.client, filter.as_ref(), *limit, out).await
         }
@@ -36,12 +37,13 @@ fn refuse_encrypted(subject: &Subject) -> Failure {
         .remedy(format!("unibusctl room create {subject} --plaintext"))
 }
 
-async fn create(subject: &Subject, plaintext: bool, global: &Global, out: Output) -> Result<()> {
+async fn create(subject: &Subject, plaintext: bool, retain: RetainArgs, global: &Global, out: Output) -> Result<()> {
     if !plaintext {
         return Err(refuse_encrypted(subject));
     }
     let client = Session::open(global, out)?.client;
-    let policy = RoomPolicy { encrypt: false, persist: true, sign: false };
+    let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
+    let policy = with_retention(policy, retain);
     let made =
         client.create_room(subject, policy).await.during(format!("create room {subject}")).map_err(|failure| {
             if failure.code == ErrorCode::AlreadyExists.as_str() {
@@ -55,6 +57,59 @@ async fn create(subject: &Subject, plaintext: bool, global: &Global, out: Output
         made.room.shard
     ));
     Ok(())
+}
+
+async fn update(subject: &Subject, retain: RetainArgs, global: &Global, out: Output) -> Result<()> {
+    if retain == RetainArgs::default() {
+        return Err(Failure::usage(
+            "room update: found nothing to change, expected --retain-age, --retain-bytes or --retain-messages",
+        ));
+    }
+    let client = Session::open(global, out)?.client;
+    let room = client.room(subject).await.during(format!("room {subject}"))?;
+    let policy = with_retention(room.policy.unwrap_or_default(), retain);
+    let step = format!("update room {subject}");
+    let done = client.set_room_policy(subject, policy).await.during(step)?;
+    let room = done.room.unwrap_or(room);
+    out.either("room", || describe(&room), || format!("{subject}\t{}", retention_words(&policy)))?;
+    out.hint(format!(
+        "holds from sequence {} of {subject} on, fsynced on a majority; kept: {}\nnext: unibusctl room info {subject}",
+        done.sequence,
+        retention_words(&policy)
+    ));
+    Ok(())
+}
+
+/// The policy with what was given changed.
+fn with_retention(policy: RoomPolicy, retain: RetainArgs) -> RoomPolicy {
+    let before = policy.retention.unwrap_or_default();
+    let retention = RoomRetention {
+        max_age_ms: retain.retain_age.unwrap_or(before.max_age_ms),
+        max_bytes: retain.retain_bytes.unwrap_or(before.max_bytes),
+        max_messages: retain.retain_messages.unwrap_or(before.max_messages),
+    };
+    RoomPolicy { retention: Some(retention).filter(|retention| *retention != RoomRetention::default()), ..policy }
+}
+
+fn retention_words(policy: &RoomPolicy) -> String {
+    let retention = policy.retention.unwrap_or_default();
+    let mut words = Vec::new();
+    if retention.max_age_ms > 0 {
+        words.push(age_words(retention.max_age_ms));
+    }
+    if retention.max_bytes > 0 {
+        words.push(bytes(retention.max_bytes));
+    }
+    if retention.max_messages > 0 {
+        words.push(format!("{} entries", thousands(retention.max_messages)));
+    }
+    if words.is_empty() { "everything".into() } else { words.join(", ") }
+}
+
+fn age_words(ms: u64) -> String {
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let unit = units.into_iter().find(|(unit, _)| ms.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{ms}ms"), |(unit, name)| format!("{}{name}", ms / unit))
 }
 
 async fn list(client: &Client, filter: Option<&SubjectFilter>, limit: u32, out: Output) -> Result<()> {
@@ -109,7 +164,9 @@ async fn info(client: &Client, subject: &Subject, out: Output) -> Result<()> {
             row("id", room_id(&room)),
             row("policy", policy_words(&room)),
             row("your role", role_name(room.own_role()).into()),
-            row("sequences", format!("{}..{}", room.floor, room.head)),
+            row("kept", retention_words(&room.policy.unwrap_or_default())),
+            row("floor", room.floor.to_string()),
+            row("head", room.head.to_string()),
             row("size", bytes(room.size_bytes)),
             row("members", room.members.to_string()),
             row("roster height", room.roster_height.to_string()),
@@ -192,10 +249,20 @@ fn describe_member(member: &RoomMember) -> Value {
 /// The JSON shape of a room.
 fn describe(room: &Room) -> Value {
     let policy = room.policy.unwrap_or_default();
+    let retention = policy.retention.unwrap_or_default();
     json!({
         "id": room_id(room),
         "subject": room.subject,
-        "policy": { "encrypt": policy.encrypt, "persist": policy.persist, "sign": policy.sign },
+        "policy": {
+            "encrypt": policy.encrypt,
+            "persist": policy.persist,
+            "sign": policy.sign,
+            "retention": {
+                "max_age_ms": retention.max_age_ms,
+                "max_bytes": retention.max_bytes,
+                "max_messages": retention.max_messages,
+            },
+        },
         "shard": room.shard,
         "floor": room.floor,
         "head": room.head,
@@ -267,5 +334,20 @@ mod tests {
         assert_eq!(value["own_role"], "reader");
         assert_eq!(value["created"], "1970-01-01T00:00:00.000Z");
         assert_eq!(policy_words(&room), "plaintext,stored");
+        assert_eq!(value["policy"]["retention"]["max_bytes"], 0);
+    }
+
+    #[test]
+    fn what_is_not_given_stays_and_none_lifts_a_bound() {
+        let given =
+            |retain_age, retain_bytes, retain_messages| RetainArgs { retain_age, retain_bytes, retain_messages };
+        let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
+        assert_eq!(with_retention(policy, RetainArgs::default()), policy);
+        let week = with_retention(policy, given(Some(604_800_000), Some(1 << 30), None));
+        assert_eq!(retention_words(&week), "7d, 1.0 GiB");
+        let more = with_retention(week, given(Some(0), None, Some(100_000)));
+        assert_eq!(retention_words(&more), "1.0 GiB, 100,000 entries");
+        assert_eq!(with_retention(more, given(None, Some(0), Some(0))), policy);
+        assert_eq!(retention_words(&policy), "everything");
     }
 }

@@ -8,14 +8,15 @@ use unibus_proto::log::reply::Reply;
 use unibus_proto::signed::Document;
 use unibus_proto::v1::{
     ActorProof, Delivery, DeviceBundle, DeviceEnd, DeviceKind, DeviceList, EndedDevice, Header, OutgoingMessage,
-    PublishOutcome, Reject, RoomPolicy, RoomRole, RosterEntry, RosterEvent, RosterOp, Signature, Signed, Stored,
-    StoredMessage, TokenClaims, User, UserRole, UserStatus, delivery, publish_outcome,
+    PublishOutcome, Reject, RoomPolicy, RoomRetention, RoomRole, RosterEntry, RosterEvent, RosterOp, Signature, Signed,
+    Stored, StoredMessage, TokenClaims, User, UserRole, UserStatus, delivery, publish_outcome,
 };
 use unibus_proto::{log, peer, row};
 
 pub const AT: u64 = 1_800_000_000_000;
 pub const CLUSTER: ClusterId = ClusterId([1; 16]);
-const POLICY: RoomPolicy = RoomPolicy { encrypt: true, persist: true, sign: true };
+const POLICY: RoomPolicy = RoomPolicy { encrypt: true, persist: true, sign: true, retention: None };
+pub const RETENTION: RoomRetention = RoomRetention { max_age_ms: 1, max_bytes: 2, max_messages: 3 };
 
 pub fn id(seed: u8) -> Bytes {
     vec![seed; 16].into()
@@ -111,6 +112,10 @@ pub fn user() -> User {
     }
 }
 
+fn tick() -> log::Proposal {
+    log::Proposal { at_ms: AT, command: Some(Command::Tick(log::Tick {})) }
+}
+
 pub fn commands() -> Vec<Command> {
     let (event, actor) = (Some(signed()), Some(proof()));
     vec![
@@ -138,6 +143,7 @@ pub fn commands() -> Vec<Command> {
         Command::DeviceListPut(log::DeviceListPut { device_list: event, bundles: vec![signed()] }),
         Command::Tick(log::Tick {}),
         Command::SegmentSealed(log::SegmentSealed { segment: 6, length: 7, hash: hash(8) }),
+        Command::CommandBatch(log::CommandBatch { commands: vec![tick(), tick()] }),
     ]
 }
 
@@ -173,6 +179,9 @@ pub fn replies() -> Vec<Reply> {
         Reply::Roster(log::RosterReply { sequence: 3 }),
         Reply::Publish(log::PublishReply { groups: vec![log::GroupOutcome { outcomes }] }),
         Reply::DeviceList(log::DeviceListReply { version: 4 }),
+        Reply::CommandBatch(log::CommandBatchReply {
+            replies: vec![log::Reply { at_ms: AT, reply: Some(Reply::Done(log::Done {})) }],
+        }),
     ]
 }
 
@@ -209,7 +218,18 @@ pub fn room_row() -> row::RoomRow {
         size_bytes: 6,
         members: 7,
         admins: 8,
+        ..row::RoomRow::default()
     }
+}
+
+pub fn span_row() -> row::SpanRow {
+    row::SpanRow { first_sequence: 1, count: 2, bytes: 3, segment: 4, first_ms: AT, last_ms: AT + 1 }
+}
+
+pub fn retained_room_row() -> row::RoomRow {
+    let policy = RoomPolicy { retention: Some(RETENTION), ..POLICY };
+    let (oldest, newest) = (Some(span_row()), Some(row::SpanRow { first_sequence: 3, ..span_row() }));
+    row::RoomRow { policy: Some(policy), oldest, newest, retention_due_ms: AT, ..room_row() }
 }
 
 pub fn producer_row() -> row::ProducerRow {

@@ -10,7 +10,7 @@ use crate::event::{Applied, Entry};
 use crate::fields::invalid;
 use crate::rows::Rows;
 use crate::step::{Answer, Step};
-use crate::{check, cluster, device, directory, expiry, publish, room, timeline, user};
+use crate::{batch, check, cluster, device, directory, expiry, publish, room, timeline, user};
 
 /// The replicated rules of one group over its rows.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ impl<R: Rows> Machine<R> {
     }
 }
 
-fn dispatch<R: Rows>(step: &mut Step<'_, R>, command: Option<Command>) -> Result<Answer, Reject> {
+pub(crate) fn dispatch<R: Rows>(step: &mut Step<'_, R>, command: Option<Command>) -> Result<Answer, Reject> {
     let command = command.ok_or_else(|| invalid("proposal without a command, or of a kind unknown to this version"))?;
     check_group(step.id, &command)?;
     match command {
@@ -82,6 +82,7 @@ fn dispatch<R: Rows>(step: &mut Step<'_, R>, command: Option<Command>) -> Result
         Command::DeviceListPut(put) => device::put_list(step, put),
         Command::Tick(_) => expiry::tick(step),
         Command::SegmentSealed(sealed) => timeline::seal(step, sealed),
+        Command::CommandBatch(commands) => batch::apply(step, commands),
     }
 }
 
@@ -107,6 +108,7 @@ fn check_group(group: GroupId, command: &Command) -> Result<(), Reject> {
         Command::DeviceListPut(_) => ("DeviceListPut", Place::Shard),
         Command::Tick(_) => ("Tick", Place::Any),
         Command::SegmentSealed(_) => ("SegmentSealed", Place::Shard),
+        Command::CommandBatch(_) => ("CommandBatch", Place::Any),
     };
     match (place, group.is_meta()) {
         (Place::Any, _) | (Place::Meta, true) | (Place::Shard, false) => Ok(()),

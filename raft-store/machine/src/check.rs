@@ -5,8 +5,8 @@ use prost::Message;
 use unibus_proto::id::{DeviceId, Handle, RoomId};
 use unibus_proto::limits::{PRODUCER_WINDOW, PRODUCERS_PER_USER_MAX, ROOM_MEMBERS_MAX};
 use unibus_proto::row::{
-    AnswersRow, DeviceListRow, DeviceRow, DirectoryRow, GroupRow, MemberRow, ProducerCountRow, ProducerRow, RequestRow,
-    RoomRow, RosterRow, SegmentRow, SubjectRow, UserRow,
+    AnswersRow, DeviceListRow, DeviceRow, DirectoryRow, MemberRow, ProducerCountRow, ProducerRow, RequestRow, RoomRow,
+    RosterRow, SubjectRow, UserRow,
 };
 use unibus_proto::subject::Subject;
 use unibus_proto::v1::{DeviceBundle, DeviceList, RoomRole, RosterEvent, Signed, UserRole};
@@ -14,9 +14,9 @@ use unibus_proto::v1::{DeviceBundle, DeviceList, RoomRole, RosterEvent, Signed, 
 use crate::apply::Machine;
 use crate::key::{self, Key, ordinal};
 use crate::rows::{self, Rows};
-use crate::{answers, producer, request, user};
+use crate::{answers, check_retention, producer, request, user};
 
-type Result = std::result::Result<(), String>;
+pub(crate) type Result = std::result::Result<(), String>;
 
 pub(crate) fn check<R: Rows>(machine: &Machine<R>) -> Result {
     let rows = &machine.rows;
@@ -35,15 +35,15 @@ pub(crate) fn check<R: Rows>(machine: &Machine<R>) -> Result {
     answers_have_their_producer(rows)?;
     deadlines_have_their_producer(rows)?;
     each_row::<_, DeviceListRow>(rows, &[ordinal::DEVICE_LIST], |key, row| devices_match_their_list(rows, key, &row))?;
-    sealed_segments_are_complete(machine)
+    check_retention::check(machine)
 }
 
-fn ensure(holds: bool, problem: impl FnOnce() -> String) -> Result {
+pub(crate) fn ensure(holds: bool, problem: impl FnOnce() -> String) -> Result {
     if holds { Ok(()) } else { Err(problem()) }
 }
 
 /// Checks each row whose key starts with `prefix`.
-fn each_row<R: Rows, M: Message + Default>(
+pub(crate) fn each_row<R: Rows, M: Message + Default>(
     rows: &R,
     prefix: &[u8],
     mut check: impl FnMut(Key<'_>, M) -> Result,
@@ -57,7 +57,7 @@ fn each_row<R: Rows, M: Message + Default>(
     Ok(())
 }
 
-fn count<R: Rows>(rows: &R, prefix: &[u8]) -> u64 {
+pub(crate) fn count<R: Rows>(rows: &R, prefix: &[u8]) -> u64 {
     let (from, to) = key::range_of(prefix);
     rows.scan(&from, &to, usize::MAX).len() as u64
 }
@@ -139,7 +139,6 @@ fn room_is_sound<R: Rows>(rows: &R, room: RoomId, row: &RoomRow) -> Result {
         format!("{members} members, {admins} admins; the room counts {} and {}", row.members, row.admins)
     })?;
     ensure(admins >= 1 && members <= ROOM_MEMBERS_MAX, || format!("{admins} admins of {members} members"))?;
-    ensure(row.floor <= row.next_sequence, || format!("floor {} above the head", row.floor))?;
     roster_is_a_chain(rows, room, row)
 }
 
@@ -249,12 +248,4 @@ fn device_is_listed(key: &[u8], signed: &Signed, list: &DeviceList) -> Result {
     let has_ended = list.ended.iter().any(|ended| ended.device_id == bundle.device_id);
     let is_its_own = matches!(Key::parse(key), Some(Key::Device(_, id)) if bundle.device_id == id.0[..]);
     ensure(is_named && !has_ended && is_its_own, || format!("device of bundle {bundle:?}: not live by its list"))
-}
-
-fn sealed_segments_are_complete<R: Rows>(machine: &Machine<R>) -> Result {
-    let open = rows::get::<GroupRow>(&machine.rows, &Key::Group).unwrap_or_default().segment;
-    each_row::<_, SegmentRow>(&machine.rows, &[ordinal::SEGMENT], |key, row| {
-        let is_complete = matches!(key, Key::Segment(segment) if segment < open);
-        ensure(is_complete && row.hash.len() == 32, || format!("sealed, but {open} is the open one"))
-    })
 }

@@ -17,6 +17,7 @@ use crate::event::Event;
 use crate::fields::{at_most, hash, invalid, parse, public_key, reject, require};
 use crate::key::{self, Key};
 use crate::rows::{self, Rows};
+use crate::signatures;
 use crate::step::{Answer, Step, done};
 
 /// Algorithms that a bundle names, and bytes of each.
@@ -55,7 +56,7 @@ pub fn verify_bundle(
     at_most(signed.encoded_len(), DEVICE_BUNDLE_BYTES_MAX, "bytes of a device bundle")?;
     let bundle: DeviceBundle = signed.decode_unverified().map_err(invalid)?;
     let key = public_key(&bundle.ed25519_key, "device key")?;
-    signed.verify::<DeviceBundle>(cluster, &[&key, user_key]).map_err(invalid)?;
+    signatures::verify::<DeviceBundle>(cluster, signed, &[&key, user_key]).map_err(invalid)?;
     require(bundle.user == user.as_str(), || {
         invalid(format!("device bundle: it is of user {:?}, expected {user}", bundle.user))
     })?;

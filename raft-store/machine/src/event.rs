@@ -64,6 +64,11 @@ pub enum Event {
         /// BLAKE3 of the file.
         hash: [u8; 32],
     },
+    /// Each entry of a sealed segment is below the floor of its room: nobody reads the file any more.
+    SegmentDropped {
+        /// Which.
+        segment: u64,
+    },
     /// A member joined, left or has another role (shard).
     MemberChanged {
         /// Of which room.

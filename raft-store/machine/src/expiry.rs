@@ -1,11 +1,12 @@
-//! Deadlines, driven by `Tick` from the leader: forgets remembered answers and retires producers.
+//! Deadlines, driven by `Tick` from the leader: forgets remembered answers, retires producers, and has
+//! `retention.rs` look at the rooms whose entries grow too old.
 
 use unibus_proto::v1::Reject;
 
 use crate::key::{Key, ordinal, range_of_kind};
 use crate::rows::Rows;
 use crate::step::{Answer, Step, done};
-use crate::{producer, request};
+use crate::{producer, request, retention};
 
 /// Rows that one tick looks at, so that it cannot hold up the group; the next deadline stays due until all are done.
 const TICK_ROWS_MAX: usize = 1_000;
@@ -25,6 +26,7 @@ pub(crate) fn tick<R: Rows>(step: &mut Step<'_, R>) -> Result<Answer, Reject> {
             }
         }
     }
+    retention::tick(step);
     Ok(done())
 }
 
@@ -33,9 +35,9 @@ pub(crate) fn next_deadline<R: Rows>(rows: &R) -> Option<u64> {
         let (from, to) = range_of_kind(kind);
         let (key, _) = rows.scan(&from, &to, 1).into_iter().next()?;
         match Key::parse(&key)? {
-            Key::RequestExpiry(at, _) | Key::ProducerExpiry(at, ..) => Some(at),
+            Key::RequestExpiry(at, _) | Key::ProducerExpiry(at, ..) | Key::RetentionDue(at, _) => Some(at),
             _ => None,
         }
     };
-    KINDS.into_iter().filter_map(first).min()
+    KINDS.into_iter().chain([ordinal::RETENTION_DUE]).filter_map(first).min()
 }

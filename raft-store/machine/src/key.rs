@@ -20,8 +20,10 @@
 //! | 21 | ProducerExpiry: time, room id, producer id | empty: one per producer, not later than it expires | shard |
 //! | 22 | DeviceList: handle | `DeviceListRow` | shard |
 //! | 23 | Device: handle, 0, device id | `DeviceRow` | shard |
-//! | 24 | Segment: segment id | `SegmentRow`: a sealed segment | shard |
+//! | 24 | Segment: segment id | `SegmentRow`: a complete segment that is not dropped | shard |
 //! | 25 | Answers: room id, producer id, page | `AnswersRow`: 64 numbers each; page 0 has the oldest | shard |
+//! | 26 | Span: room id, first sequence | `SpanRow`: a part of a timeline, not the oldest, not the newest | shard |
+//! | 27 | RetentionDue: time, room id | empty: at most one per room, not later than an entry expires | shard |
 //!
 //! Numbers are big-endian, so that byte order is their order. A name stands last in its key, or before a
 //! zero byte, which no name contains.
@@ -69,6 +71,10 @@ pub enum Key<'a> {
     Segment(u64),
     /// A page of a producer's answers.
     Answers(RoomId, ProducerId, u64),
+    /// A complete span of a timeline.
+    Span(RoomId, u64),
+    /// When retention looks at a room next.
+    RetentionDue(u64, RoomId),
 }
 
 /// The first byte of each kind of key.
@@ -93,6 +99,8 @@ pub mod ordinal {
     pub const DEVICE: u8 = 23;
     pub const SEGMENT: u8 = 24;
     pub const ANSWERS: u8 = 25;
+    pub const SPAN: u8 = 26;
+    pub const RETENTION_DUE: u8 = 27;
 }
 
 impl<'a> Key<'a> {
@@ -118,6 +126,8 @@ impl<'a> Key<'a> {
             Self::Device(..) => ordinal::DEVICE,
             Self::Segment(_) => ordinal::SEGMENT,
             Self::Answers(..) => ordinal::ANSWERS,
+            Self::Span(..) => ordinal::SPAN,
+            Self::RetentionDue(..) => ordinal::RETENTION_DUE,
         }
     }
 
@@ -133,12 +143,13 @@ impl<'a> Key<'a> {
             Self::Request(request) => [head, &request.0].concat(),
             Self::RequestExpiry(at, request) => [head, &number(at), &request.0].concat(),
             Self::Member(room, name) | Self::ProducerCount(room, name) => [head, &room.0, name.as_bytes()].concat(),
-            Self::Roster(room, height) => [head, &room.0, &number(height)].concat(),
+            Self::Roster(room, at) | Self::Span(room, at) => [head, &room.0, &number(at)].concat(),
             Self::Producer(room, producer) => [head, &room.0, &producer.0].concat(),
             Self::ProducerExpiry(at, room, producer) => [head, &number(at), &room.0, &producer.0].concat(),
             Self::Device(name, device) => [head, name.as_bytes(), &[0], &device.0].concat(),
             Self::Segment(segment) => [head, &number(segment)].concat(),
             Self::Answers(room, producer, page) => [head, &room.0, &producer.0, &number(page)].concat(),
+            Self::RetentionDue(at, room) => [head, &number(at), &room.0].concat(),
         }
     }
 
@@ -168,6 +179,8 @@ impl<'a> Key<'a> {
             ordinal::DEVICE => Self::Device(rest.name()?, DeviceId(rest.array()?)),
             ordinal::SEGMENT => Self::Segment(rest.number()?),
             ordinal::ANSWERS => Self::Answers(RoomId(rest.array()?), ProducerId(rest.array()?), rest.number()?),
+            ordinal::SPAN => Self::Span(RoomId(rest.array()?), rest.number()?),
+            ordinal::RETENTION_DUE => Self::RetentionDue(rest.number()?, RoomId(rest.array()?)),
             _ => return None,
         };
         rest.0.is_empty().then_some(key)
@@ -219,6 +232,11 @@ pub fn range_of_answers(room: RoomId, producer: ProducerId) -> (Vec<u8>, Vec<u8>
     range_of(&[&[ordinal::ANSWERS], &room.0[..], &producer.0].concat())
 }
 
+/// The keys of a room's complete spans, without the oldest one.
+pub fn range_of_spans(room: RoomId) -> (Vec<u8>, Vec<u8>) {
+    range_of(&[&[ordinal::SPAN], &room.0[..]].concat())
+}
+
 /// The keys of a user's live devices.
 pub fn range_of_devices(user: &str) -> (Vec<u8>, Vec<u8>) {
     range_of(&[&[ordinal::DEVICE], user.as_bytes(), &[0]].concat())
@@ -260,6 +278,8 @@ mod tests {
             (Key::Device("alice", device), 23),
             (Key::Segment(2), 24),
             (Key::Answers(ROOM, PRODUCER, 3), 25),
+            (Key::Span(ROOM, 4), 26),
+            (Key::RetentionDue(5, ROOM), 27),
         ]
     }
 

@@ -38,12 +38,15 @@
 //!
 //! Where to look: [`key`] is the table of every row; `apply.rs` says which command is handled where; one file
 //! per subject (`user.rs`, `device.rs`, `directory.rs`, `roster.rs` and `room.rs`, `publish.rs` with
-//! `producer.rs`, `answers.rs` and `timeline.rs`, `expiry.rs`); `check.rs` holds the invariants. Admission runs the public
+//! `producer.rs`, `answers.rs` and `timeline.rs`, `retention.rs`, `expiry.rs`); `check.rs` and
+//! `check_retention.rs` hold the invariants. Admission runs the public
 //! checks ([`verify_create`], [`verify_roster`], [`verify_bundle`], [`verify_device_list`]) before it proposes.
 
 mod answers;
 mod apply;
+mod batch;
 mod check;
+mod check_retention;
 mod cluster;
 mod device;
 mod directory;
@@ -55,9 +58,11 @@ pub mod mutants;
 mod producer;
 mod publish;
 mod request;
+mod retention;
 mod room;
 mod roster;
 mod rows;
+mod signatures;
 mod step;
 mod timeline;
 mod user;

@@ -27,6 +27,7 @@ use crate::fields::{invalid, parse, reject, require, room_not_found};
 use crate::key::Key;
 use crate::mutants;
 use crate::producer::{self, Producer};
+use crate::retention;
 use crate::rows::{self, Rows};
 use crate::step::{Answer, Step};
 use crate::timeline::Appender;
@@ -56,9 +57,12 @@ struct Room {
 
 impl Loaded {
     fn flush<R: Rows>(self, step: &mut Step<'_, R>) {
-        for (id, room) in self.rooms.into_iter().filter(|(_, room)| room.is_changed) {
+        let mut work = retention::Work::default();
+        for (id, mut room) in self.rooms.into_iter().filter(|(_, room)| room.is_changed) {
+            retention::enforce(step, (id, &mut room.row), &mut work);
             rows::put(step.rows, &Key::Room(id), &room.row);
         }
+        work.finish(step);
         for producer in self.producers.into_values() {
             producer.flush(step);
         }
@@ -155,7 +159,7 @@ impl<'a> Publishing<'a> {
         }
         if !self.appender.is_empty() {
             self.room.is_changed = true;
-            self.appender.finish(step, self.ids.room);
+            self.appender.finish(step, self.ids.room, &mut self.room.row);
         }
         self.outcomes
     }

@@ -10,6 +10,7 @@ use unibus_proto::v1::{ActorProof, Reject, RoomRole, RosterEntry, Signed, delive
 use crate::event::Event;
 use crate::fields::{reject, require};
 use crate::key::Key;
+use crate::retention;
 use crate::roster::{Creation, RosterChange, RosterCheck, RosterEffect, verify_create, verify_roster};
 use crate::rows::{self, Rows};
 use crate::step::{Answer, Step};
@@ -30,7 +31,7 @@ pub(crate) fn create<R: Rows>(step: &mut Step<'_, R>, create: RoomCreate) -> Res
     step.events.push(Event::RoomCreated { room });
     let sequence = append_event(step, room, &mut row, 0, event, actor);
     put_member(step, room, creation.creator, RoomRole::Admin, &creation.fingerprint, sequence);
-    rows::put(step.rows, &Key::Room(room), &row);
+    put_room(step, room, row);
     Ok(answer(room, true))
 }
 
@@ -92,7 +93,7 @@ fn advance<R: Rows>(step: &mut Step<'_, R>, change: RosterChange, event: Signed,
             row.epoch += 1;
         }
     }
-    rows::put(step.rows, &Key::Room(room), &row);
+    put_room(step, room, row);
     sequence
 }
 
@@ -109,8 +110,16 @@ fn append_event<R: Rows>(
     rows::put(step.rows, &Key::Roster(room, height), &RosterRow { entry: Some(entry.clone()) });
     let mut appender = Appender::default();
     let sequence = appender.push(row, step.now(), delivery::Entry::Roster(entry));
-    appender.finish(step, room);
+    appender.finish(step, room, row);
     sequence
+}
+
+/// Writes the room, with its floor where its policy wants it.
+fn put_room<R: Rows>(step: &mut Step<'_, R>, room: RoomId, mut row: RoomRow) {
+    let mut work = retention::Work::default();
+    retention::enforce(step, (room, &mut row), &mut work);
+    rows::put(step.rows, &Key::Room(room), &row);
+    work.finish(step);
 }
 
 fn put_member<R: Rows>(

@@ -10,12 +10,13 @@ use unibus_proto::position::Sequence;
 use unibus_proto::row::{MemberRow, RoomRow, RosterRow};
 use unibus_proto::signed::sha256;
 use unibus_proto::subject::Subject;
-use unibus_proto::v1::{ActorProof, Reject, RoomPolicy, RoomRole, RosterEvent, RosterOp, Signed};
+use unibus_proto::v1::{ActorProof, Reject, RoomPolicy, RoomRetention, RoomRole, RosterEvent, RosterOp, Signed};
 
 use crate::device::{VerifiedDevice, verify_bundle};
 use crate::fields::{at_most, hash, invalid, parse, public_key, reject, require, room_not_found};
 use crate::key::Key;
 use crate::rows::{self, Rows};
+use crate::signatures;
 
 /// A valid event of height 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,7 +163,7 @@ fn verify_device(
     require(document.actor_device == device.id.0[..], || {
         invalid(format!("roster event: it names another device than its proof, which is of {}", device.id))
     })?;
-    event.verify::<RosterEvent>(cluster, &[&device.bundle.ed25519_key]).map_err(invalid)?;
+    signatures::verify::<RosterEvent>(cluster, event, &[&device.bundle.ed25519_key]).map_err(invalid)?;
     Ok(device)
 }
 
@@ -265,6 +266,10 @@ fn check_policy(policy: Option<&RoomPolicy>, before: Option<&RoomPolicy>) -> Res
     let policy = *policy.ok_or_else(|| invalid("roster event: no policy"))?;
     let unseals = before.is_some_and(|before| before.encrypt) && !policy.encrypt;
     require(!unseals, || reject(ErrorCode::Forbidden, "policy: an encrypted room stays encrypted"))?;
+    let keeps_all = policy.retention.is_none_or(|retention| retention == RoomRetention::default());
+    require(policy.persist || keeps_all, || {
+        invalid("policy: an ephemeral room keeps no entries; leave its retention out")
+    })?;
     let skew = |what| Err(reject(ErrorCode::VersionSkew, format!("policy: this version has no {what}")));
     match policy {
         RoomPolicy { encrypt: true, .. } => skew("encrypted rooms yet; create the room with encrypt = false"),

@@ -11,6 +11,7 @@ use unibus_proto::v1::{Delivery, Reject, delivery};
 use crate::event::{Event, StoredDelivery};
 use crate::fields::{hash, invalid, reject, require};
 use crate::key::Key;
+use crate::retention;
 use crate::rows::{self, Rows};
 use crate::step::{Answer, Step, done};
 
@@ -28,7 +29,6 @@ impl Appender {
         let delivery = Delivery { sequence: sequence.0, time_ms: at_ms, entry: Some(entry) };
         let bytes = delivery.encode_to_vec();
         room.next_sequence += 1;
-        room.size_bytes += bytes.len() as u64;
         self.bytes += bytes.len() as u64;
         self.deliveries.push(StoredDelivery { sequence, at_ms, bytes: bytes.into() });
         sequence
@@ -39,14 +39,18 @@ impl Appender {
     }
 
     /// Sends the entries to the open segment, and cuts it when it is full.
-    pub(crate) fn finish<R>(self, step: &mut Step<'_, R>, room: RoomId) {
+    pub(crate) fn finish<R: Rows>(self, step: &mut Step<'_, R>, id: RoomId, room: &mut RoomRow) {
         let segment = step.group.segment;
-        step.events.push(Event::Appended { segment, room, deliveries: self.deliveries });
+        retention::count(step, (id, room), segment, &self.deliveries);
+        step.events.push(Event::Appended { segment, room: id, deliveries: self.deliveries });
         step.group.segment_bytes += self.bytes;
         if step.group.segment_bytes >= step.segment_bytes_max {
             step.events.push(Event::SegmentCut { segment });
+            let row = SegmentRow { live: step.group.segment_live, ..SegmentRow::default() };
+            rows::put(step.rows, &Key::Segment(segment), &row);
             step.group.segment += 1;
             step.group.segment_bytes = 0;
+            step.group.segment_live = 0;
         }
     }
 }
@@ -58,15 +62,16 @@ pub(crate) fn seal<R: Rows>(step: &mut Step<'_, R>, sealed: SegmentSealed) -> Re
     require(segment < step.group.segment, || {
         invalid(format!("segment {segment} is not complete; the open one is {}", step.group.segment))
     })?;
-    let row = SegmentRow { length, hash: sealed.hash };
-    if let Some(before) = rows::get::<SegmentRow>(step.rows, &Key::Segment(segment)) {
-        require(before == row, || {
+    // Not there: it was sealed and dropped.
+    let Some(row) = rows::get::<SegmentRow>(step.rows, &Key::Segment(segment)) else { return Ok(done()) };
+    if retention::is_sealed(&row) {
+        require(row.length == length && row.hash == sealed.hash, || {
             let message = format!("segment {segment} was sealed with another length or hash; scrub it on the proposer");
             reject(ErrorCode::AlreadyExists, message)
         })?;
         return Ok(done());
     }
-    rows::put(step.rows, &Key::Segment(segment), &row);
     step.events.push(Event::SegmentSealed { segment, length, hash });
+    retention::put_segment(step, segment, &SegmentRow { length, hash: sealed.hash, ..row });
     Ok(done())
 }

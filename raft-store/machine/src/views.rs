@@ -13,6 +13,7 @@ use unibus_proto::v1;
 
 use crate::apply::Machine;
 use crate::key::{self, Key, ordinal};
+use crate::retention;
 use crate::rows::{self, Rows};
 
 /// Decoded rows of a key range, with their keys.
@@ -168,8 +169,19 @@ impl<R: Rows> Machine<R> {
         devices.into_iter().filter_map(|(_, row)| row.bundle).collect()
     }
 
-    /// A segment that the log has sealed (shard).
+    /// A segment that the log has sealed and not dropped (shard).
     pub fn sealed_segment(&self, segment: u64) -> Option<SegmentRow> {
-        rows::get(&self.rows, &Key::Segment(segment))
+        rows::get(&self.rows, &Key::Segment(segment)).filter(retention::is_sealed)
+    }
+
+    /// Complete segments from `from` on that are not dropped, with whether the log has sealed them (shard).
+    pub fn complete_segments(&self, from: u64, limit: usize) -> Vec<(u64, bool)> {
+        let (_, to) = key::range_of_kind(ordinal::SEGMENT);
+        let found = scan::<_, SegmentRow>(&self.rows, (Key::Segment(from).encode(), to), limit);
+        let of = |(key, row): &(Bytes, SegmentRow)| match Key::parse(key)? {
+            Key::Segment(segment) => Some((segment, retention::is_sealed(row))),
+            _ => None,
+        };
+        found.iter().filter_map(of).collect()
     }
 }

@@ -13,7 +13,7 @@ use unibus_proto::row::{
     AnswersRow, DeviceListRow, DirectoryRow, GroupRow, MemberRow, ProducerCountRow, ProducerRow, RoomRow, RosterRow,
     SegmentRow, UserRow,
 };
-use unibus_proto::v1::{DeviceList, RoomRole, Signed, UserRole, UserStatus};
+use unibus_proto::v1::{DeviceList, RoomPolicy, RoomRetention, RoomRole, Signed, UserRole, UserStatus};
 
 fn shard() -> MemoryRows {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -129,7 +129,25 @@ fn of_devices_and_segments() {
             rows.put(Key::Device("alice", other).encode(), row);
         }),
     );
-    noticed("is the open one", Box::new(add_row(Key::Segment(0), SegmentRow { length: 1, hash: vec![0; 32].into() })));
+    let room = room_id("a.b");
+    let sealed = SegmentRow { length: 1, hash: vec![0; 32].into(), live: 1 };
+    noticed("is the open one", Box::new(add_row(Key::Segment(0), sealed)));
+    noticed("live in the open segment", Box::new(edit(Key::Group, |row: &mut GroupRow| row.segment_live = 0)));
+    noticed("its spans have", Box::new(edit(Key::Room(room), |row: &mut RoomRow| row.size_bytes += 1)));
+    noticed("spans reach", Box::new(edit(Key::Room(room), |row: &mut RoomRow| row.newest = None)));
+    noticed("no row says so", Box::new(edit(Key::Room(room), |row: &mut RoomRow| row.retention_due_ms = 9)));
+    noticed(
+        "rooms are due",
+        Box::new(|rows: &mut MemoryRows| {
+            rows.put(Key::RetentionDue(9, room).encode(), Default::default());
+        }),
+    );
+    let keeps_one = RoomRetention { max_messages: 1, ..RoomRetention::default() };
+    let keeps_one = RoomPolicy { retention: Some(keeps_one), ..common::PLAIN };
+    noticed(
+        "at most 1 are kept",
+        Box::new(edit(Key::Room(room), move |row: &mut RoomRow| row.policy = Some(keeps_one))),
+    );
 }
 
 #[test]

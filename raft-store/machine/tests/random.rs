@@ -12,7 +12,7 @@ use unibus_proto::id::RoomId;
 use unibus_proto::log::proposal::Command;
 use unibus_proto::log::{PublishGroup, Tick, UserAttach};
 use unibus_proto::v1::publish_outcome::Outcome;
-use unibus_proto::v1::{PublishOutcome, RoomRole, RosterOp};
+use unibus_proto::v1::{PublishOutcome, RoomPolicy, RoomRetention, RoomRole, RosterOp};
 
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
 const ROOMS: [&str; 2] = ["a.b", "c.d"];
@@ -59,6 +59,12 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..13_u64).prop_map(|hours| Op::Tick { hours }),
         1 => Just(Op::Back),
     ]
+}
+
+/// A policy of each kind of retention.
+fn keeping(kind: i32) -> RoomPolicy {
+    let (max_age_ms, max_bytes, max_messages) = [(0, 0, 0), (0, 0, 5), (0, 2_000, 0), (7_200_000, 0, 0)][kind as usize];
+    RoomPolicy { retention: Some(RoomRetention { max_age_ms, max_bytes, max_messages }), ..common::PLAIN }
 }
 
 /// Drives a log and remembers what each message was first told.
@@ -111,7 +117,7 @@ impl Run {
             event.op = op;
             event.role = if matches!(event.op(), RosterOp::Add | RosterOp::Role) { role } else { 0 };
             match event.op() {
-                RosterOp::Policy => event.policy = Some(common::PLAIN),
+                RosterOp::Policy => event.policy = Some(keeping(role)),
                 _ => event.subject_user = user.handle.to_string(),
             }
             if event.op() == RosterOp::Add {

@@ -75,6 +75,8 @@ struct Followed {
     next: u64,
     /// One past the highest sequence that is known to exist.
     wanted: u64,
+    /// It starts at what is kept, and nothing has been delivered yet: the floor may move it.
+    may_move: bool,
     /// One past the head at the moment of subscribing, until it is reached.
     target: Option<u64>,
     mode: Mode,
@@ -200,12 +202,19 @@ impl<E: Env> Subscription<E> {
 
     /// Follows a room that was there when the subscription began.
     async fn open_room(&mut self, access: Access, resume: &BTreeMap<RoomId, u64>) -> Outcome<()> {
-        let next = match resume.get(&access.room) {
+        let resumed = resume.get(&access.room);
+        let next = match resumed {
             Some(&next) => self.check_resumed(&access, next).await?,
             None => self.service.start_position(&access, self.start).await?,
         };
         let target = access.row.next_sequence;
-        self.follow(access, next, (next < target).then_some(target))
+        let may_move = resumed.is_none() && self.takes_what_is_kept();
+        self.follow(access, next, may_move, (next < target).then_some(target))
+    }
+
+    /// Whether rooms start at what is kept, rather than at a place that was named.
+    fn takes_what_is_kept(&self) -> bool {
+        matches!(self.start, From::Earliest(_) | From::TimeMs(_))
     }
 
     /// A position above the local head may only be above what this node has applied.
@@ -219,7 +228,7 @@ impl<E: Env> Subscription<E> {
         Ok(next)
     }
 
-    fn follow(&mut self, access: Access, next: u64, target: Option<u64>) -> Outcome<()> {
+    fn follow(&mut self, access: Access, next: u64, may_move: bool, target: Option<u64>) -> Outcome<()> {
         if self.rooms.len() >= ROOMS_MAX {
             return Err(self.too_many_rooms());
         }
@@ -227,7 +236,8 @@ impl<E: Env> Subscription<E> {
         self.registration.follow(room);
         self.targets += usize::from(target.is_some());
         let subject = row.subject.into();
-        let followed = Followed { shard, subject, next, wanted: row.next_sequence, target, mode: Mode::Behind };
+        let wanted = row.next_sequence;
+        let followed = Followed { shard, subject, next, wanted, may_move, target, mode: Mode::Behind };
         self.rooms.insert(room, followed);
         self.behind.push_back(room);
         Ok(())
@@ -243,13 +253,14 @@ impl<E: Env> Subscription<E> {
             return Ok(());
         }
         let is_new = access.row.created_ms > self.opened_ms.get(&access.shard).copied().unwrap_or(0);
+        let may_move = is_new || self.takes_what_is_kept();
         let next = match self.start {
-            _ if is_new => 0,
+            _ if is_new => access.row.floor,
             // What is stored after the subscription, as far as he may know of it: from his addition on.
-            From::Latest(_) => access.member.since_sequence,
+            From::Latest(_) => access.member.since_sequence.max(access.row.floor),
             start => self.service.start_position(&access, start).await.unwrap_or(access.member.since_sequence),
         };
-        self.follow(access, next, None)
+        self.follow(access, next, may_move, None)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use unibus_proto::code::ErrorCode;
 use unibus_proto::id::RoomId;
 use unibus_proto::v1::{SubscribeRequest, start_from::From};
 use unibus_raft_store::env::Env;
@@ -39,10 +40,12 @@ impl<E: Env> Service<E> {
         let (mut low, mut high) = (access.row.floor, access.row.next_sequence);
         while low < high {
             let middle = low + (high - low) / 2;
-            let found = self.read_timeline(access.shard, access.room, middle, 1, 1).await?;
-            match found.first() {
-                Some(entry) if entry.at_ms < time_ms => low = middle + 1,
-                _ => high = middle,
+            match self.read_timeline(access.shard, access.room, middle, 1, 1).await {
+                Ok(found) if found.first().is_some_and(|entry| entry.at_ms < time_ms) => low = middle + 1,
+                Ok(_) => high = middle,
+                // Retention took it meanwhile: it is too old for anybody.
+                Err(failure) if failure.code == ErrorCode::OutOfRange => low = middle + 1,
+                Err(failure) => return Err(failure),
             }
         }
         Ok(low)

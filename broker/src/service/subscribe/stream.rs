@@ -129,6 +129,7 @@ impl<E: Env> Subscription<E> {
         let fresh: Vec<StoredDelivery> = fresh.take_while(|entry| entry.sequence.0 < end).cloned().collect();
         let Some(last) = fresh.last() else { return Ok(()) };
         followed.next = last.sequence.0 + 1;
+        followed.may_move = false;
         self.service.counters().delivered(fresh.len());
         if followed.target.is_some_and(|target| followed.next >= target) {
             followed.target = None;
@@ -152,7 +153,10 @@ impl<E: Env> Subscription<E> {
             return Ok(());
         }
         let (shard, next) = (followed.shard, followed.next);
-        let entries = self.service.read_timeline(shard, room, next, BATCH_BYTES, BATCH_MESSAGES_MAX).await?;
+        let entries = match self.service.read_timeline(shard, room, next, BATCH_BYTES, BATCH_MESSAGES_MAX).await {
+            Err(failure) if failure.code == ErrorCode::OutOfRange => return self.below_floor(room, failure),
+            read => read?,
+        };
         // What was read may lie behind a removal; the rows are at least as new as the segments, except
         // while a snapshot is being installed: then the piece is read again.
         let Some(access) = self.service.find_in_shards(&self.user, room) else { return self.left(room) };
@@ -168,6 +172,22 @@ impl<E: Env> Subscription<E> {
         }
         self.behind.push_back(room);
         self.deliver(room, &entries)
+    }
+
+    /// Retention was faster than the subscriber. Who asked for the earliest and was given nothing of the room
+    /// yet gets what is the earliest now; for everybody else it would be a gap, and the subscription ends.
+    fn below_floor(&mut self, room: RoomId, failure: Failure) -> Outcome<()> {
+        let access = self.service.find_in_shards(&self.user, room);
+        let Some(followed) = self.rooms.get_mut(&room) else { return Ok(()) };
+        match access.map(|access| access.row.floor) {
+            Some(floor) if followed.may_move && floor > followed.next => {
+                followed.next = floor;
+                self.targets -= usize::from(followed.target.take_if(|target| *target <= floor).is_some());
+                self.behind.push_back(room);
+                Ok(())
+            }
+            _ => Err(failure),
+        }
     }
 
     fn wanted(&self, room: RoomId) -> u64 {

@@ -21,7 +21,7 @@ use unibus_proto::v1::{
 
 pub const CLUSTER: ClusterId = ClusterId([7; 16]);
 pub const SHARD: GroupId = GroupId(1);
-pub const PLAIN: RoomPolicy = RoomPolicy { encrypt: false, persist: true, sign: false };
+pub const PLAIN: RoomPolicy = RoomPolicy { encrypt: false, persist: true, sign: false, retention: None };
 
 /// The first bytes of a hash of a name: keys and ids that are the same in each run.
 pub fn derive<const N: usize>(name: &str) -> [u8; N] {

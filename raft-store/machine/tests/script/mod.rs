@@ -4,7 +4,7 @@ mod say;
 
 use std::fmt::Write;
 
-use unibus_machine::key::{Key, range_of_answers};
+use unibus_machine::key::{Key, range_of_answers, range_of_spans};
 use unibus_machine::{Applied, Rows};
 use unibus_proto::id::{GroupId, Handle};
 use unibus_proto::log::proposal::Command;
@@ -14,7 +14,7 @@ use unibus_proto::log::{
 };
 use unibus_proto::row::{AnswerRun, AnswersRow, DirectoryRow, ProducerRow};
 use unibus_proto::v1::{
-    DeviceEnd, DeviceList, EndedDevice, RoomPolicy, RoomRole, RosterOp, Signed, UserRole, UserStatus,
+    DeviceEnd, DeviceList, EndedDevice, RoomPolicy, RoomRetention, RoomRole, RosterOp, Signed, UserRole, UserStatus,
 };
 
 use crate::common::{CLUSTER, Log, Person, cluster_init, message, producer_id, publish, room_id};
@@ -99,7 +99,14 @@ fn room_role(word: Option<&str>) -> RoomRole {
 
 fn policy(words: &Words) -> RoomPolicy {
     let has = |word| words.0.contains(&word);
-    RoomPolicy { encrypt: has("encrypt"), persist: !has("ephemeral"), sign: has("sign") }
+    let keep = |name| words.number(name).unwrap_or(0);
+    let retention = RoomRetention {
+        max_age_ms: keep("keep-ms"),
+        max_bytes: keep("keep-bytes"),
+        max_messages: keep("keep-messages"),
+    };
+    let retention = Some(retention).filter(|retention| *retention != RoomRetention::default());
+    RoomPolicy { encrypt: has("encrypt"), persist: !has("ephemeral"), sign: has("sign"), retention }
 }
 
 impl Story {
@@ -287,6 +294,14 @@ impl Story {
                     row.admins
                 )],
             },
+            "kept" => {
+                let row = machine.room(room()).unwrap_or_default();
+                let spans = machine.rows().scan(&range_of_spans(room()).0, &range_of_spans(room()).1, 100).len()
+                    + usize::from(row.oldest.is_some())
+                    + usize::from(row.newest.is_some());
+                let reach = format!("{} to {}", row.floor, row.next_sequence as i64 - 1);
+                vec![format!("{reach}, {} bytes in {spans} spans", row.size_bytes)]
+            }
             "members" => {
                 let members = machine.members(room(), None, 100);
                 members

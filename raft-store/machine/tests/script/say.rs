@@ -52,6 +52,7 @@ impl Say {
             }
             Answer::Roster(reply) => format!("sequence {}", reply.sequence),
             Answer::DeviceList(reply) => format!("device list version {}", reply.version),
+            Answer::CommandBatch(reply) => return reply.replies.iter().flat_map(|reply| self.reply(reply)).collect(),
             Answer::Publish(reply) => {
                 let outcomes = reply.groups.iter().enumerate();
                 return outcomes
@@ -92,6 +93,7 @@ impl Say {
             Event::SegmentSealed { segment, length, hash } => {
                 format!("-> segment {segment} is sealed with {length} bytes, hash {:02x}..", hash[0])
             }
+            Event::SegmentDropped { segment } => format!("-> segment {segment} is dropped"),
             Event::MemberChanged { room, user, role } => match role {
                 Some(role) => format!("-> {user} is {role:?} of {room}"),
                 None => format!("-> {user} is no member of {room} any more"),

@@ -1,0 +1,159 @@
+//! Commands of a group that come at the same time share a log entry, as publishes do: alone, a command
+//! leaves at once; under load, what waits leaves together. So making many rooms costs few entries.
+
+use std::collections::VecDeque;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use prost::Message;
+use tokio::sync::{mpsc, oneshot};
+use unibus_proto::code::ErrorCode;
+use unibus_proto::id::GroupId;
+use unibus_proto::limits::{COMMANDS_PER_ENTRY_MAX, ENTRY_BYTES_TARGET, PROPOSE_PATIENCE};
+use unibus_proto::log::{CommandBatch, Proposal, Reply, proposal::Command, reply};
+use unibus_raft_store::Committed;
+use unibus_raft_store::env::{Env, InstantOf, now};
+
+use super::Shards;
+use super::batcher::Reserved;
+use super::propose::ANSWER_RESERVE;
+use crate::service::Failure;
+
+/// Entries of commands that one group has on the way from this node before commands wait for each other.
+const IN_FLIGHT_MAX: usize = 4;
+/// What a waiting command costs beside its bytes.
+const OVERHEAD_BYTES: usize = 512;
+
+/// A command that waits for its entry.
+pub(super) struct Waiting<E: Env> {
+    proposal: Proposal,
+    bytes: usize,
+    /// When its caller must know what became of it.
+    deadline: InstantOf<E>,
+    answer: oneshot::Sender<Result<Committed, Failure>>,
+    _reserved: Reserved,
+}
+
+/// The entrance to a group's commands. The queue is bounded by the node's budget of bytes.
+pub(super) struct Commands<E: Env>(mpsc::UnboundedSender<Waiting<E>>);
+
+impl<E: Env> Commands<E> {
+    /// The entrance and what its driver reads.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Waiting<E>>) {
+        let (tx, rx) = mpsc::unbounded_channel();
+        (Self(tx), rx)
+    }
+}
+
+impl<E: Env> Shards<E> {
+    /// Gets a command committed, in an entry of its own or with others.
+    pub(super) async fn submit(&self, group: GroupId, command: Command) -> Result<Committed, Failure> {
+        let proposal = Proposal { at_ms: 0, command: Some(command) };
+        let bytes = proposal.encoded_len();
+        let _reserved = self.inner.budget.reserve(bytes + OVERHEAD_BYTES)?;
+        let deadline = now::<E>() + (PROPOSE_PATIENCE - ANSWER_RESERVE);
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting { proposal, bytes, deadline, answer, _reserved };
+        let stopping = || Failure::new(ErrorCode::Draining, "propose: this node is stopping; use another one");
+        self.slot(group)?.commands.0.send(waiting).map_err(|_| stopping())?;
+        answered.await.unwrap_or_else(|_| Err(stopping()))
+    }
+}
+
+/// Takes the next entry's commands off the queue: as many as fit, at least one.
+fn next_entry<E: Env>(queue: &mut VecDeque<Waiting<E>>) -> Vec<Waiting<E>> {
+    let (mut bytes, mut entry) = (0, Vec::new());
+    while let Some(next) = queue.front() {
+        bytes += next.bytes;
+        if !entry.is_empty() && (bytes > ENTRY_BYTES_TARGET || entry.len() >= COMMANDS_PER_ENTRY_MAX) {
+            break;
+        }
+        entry.extend(queue.pop_front());
+    }
+    entry
+}
+
+/// Proposes the commands of one group, for ever.
+pub(super) async fn drive<E: Env>(shards: Shards<E>, group: GroupId, mut waiting: mpsc::UnboundedReceiver<Waiting<E>>) {
+    let mut queue = VecDeque::new();
+    let mut in_flight = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+            next = waiting.recv() => match next {
+                Some(next) => queue.push_back(next),
+                None => return,
+            }
+        }
+        while let Ok(next) = waiting.try_recv() {
+            queue.push_back(next);
+        }
+        // Whoever asked has gone: certainly nothing was proposed for him.
+        queue.retain(|waiting| !waiting.answer.is_closed());
+        while !queue.is_empty() && in_flight.len() < IN_FLIGHT_MAX {
+            in_flight.push(propose(shards.clone(), group, next_entry(&mut queue)));
+        }
+    }
+}
+
+async fn propose<E: Env>(shards: Shards<E>, group: GroupId, entry: Vec<Waiting<E>>) {
+    let Some(deadline) = entry.iter().map(|waiting| waiting.deadline).min() else { return };
+    let (mut commands, answers): (Vec<_>, Vec<_>) =
+        entry.into_iter().map(|waiting| (waiting.proposal, (waiting.answer, waiting._reserved))).unzip();
+    let proposal = match commands.len() {
+        1 => commands.remove(0),
+        _ => Proposal { at_ms: 0, command: Some(Command::CommandBatch(CommandBatch { commands })) },
+    };
+    let results = match shards.propose_until(group, proposal.encode_to_vec().into(), deadline).await {
+        Ok(committed) => split(group, committed, answers.len()),
+        Err(failure) => vec![Err(failure); answers.len()],
+    };
+    for ((answer, _), result) in answers.into_iter().zip(results) {
+        drop(answer.send(result));
+    }
+}
+
+/// What became of each command of an entry.
+fn split(group: GroupId, committed: Committed, commands: usize) -> Vec<Result<Committed, Failure>> {
+    let index = committed.index;
+    match committed.reply.reply {
+        Some(reply::Reply::CommandBatch(batch)) if batch.replies.len() == commands => {
+            batch.replies.into_iter().map(|reply| Ok(Committed { index, reply })).collect()
+        }
+        reply if commands == 1 => vec![Ok(Committed { index, reply: Reply { at_ms: committed.reply.at_ms, reply } })],
+        Some(reply::Reply::Rejected(reject)) => vec![Err(reject.into()); commands],
+        _ => {
+            let message = format!("group {group}: the reply of entry {index} does not match its {commands} commands");
+            vec![Err(Failure::new(ErrorCode::Internal, message)); commands]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unibus_proto::log::{CommandBatchReply, Done};
+    use unibus_proto::v1::Reject;
+
+    use super::*;
+
+    fn committed(reply: reply::Reply) -> Committed {
+        Committed { index: 7, reply: Reply { at_ms: 9, reply: Some(reply) } }
+    }
+
+    #[test]
+    fn each_command_gets_its_own_reply() {
+        let done = || Reply { at_ms: 9, reply: Some(reply::Reply::Done(Done {})) };
+        let reject = Reject::new(ErrorCode::Forbidden, "no");
+        let refused = Reply { at_ms: 9, reply: Some(reply::Reply::Rejected(reject.clone())) };
+        let both = reply::Reply::CommandBatch(CommandBatchReply { replies: vec![done(), refused.clone()] });
+        let results = split(GroupId(1), committed(both.clone()), 2);
+        assert_eq!(results[0].as_ref().expect("done").reply, done());
+        assert_eq!(results[1].as_ref().expect("its own reply").reply, refused, "one refusal stops no other");
+        assert!(split(GroupId(1), committed(both), 3).iter().all(Result::is_err));
+        let alone = split(GroupId(1), committed(reply::Reply::Done(Done {})), 1);
+        assert_eq!(alone[0].as_ref().expect("done").index, 7);
+        let all = split(GroupId(1), committed(reply::Reply::Rejected(reject)), 2);
+        assert_eq!(all[1].as_ref().expect_err("the entry was refused").code, ErrorCode::Forbidden);
+    }
+}
