@@ -155,6 +155,7 @@ impl<P: Platform> Core<P> {
         let (mut backoff, mut lost, mut sign_ins) = (Backoff::default(), false, 0);
         let mut target = target.clone();
         let mut failed_at: Option<(String, Error)> = None;
+        let mut said = None;
         loop {
             let node = self.node(&target).await?;
             self.tell_failover(&mut failed_at, &node);
@@ -179,9 +180,11 @@ impl<P: Platform> Core<P> {
             // A node waits for a leader before it says that there is none; the next answer would take as long.
             let waits = if error.code == ErrorCode::NoLeader { now - begun } else { Duration::ZERO };
             if !error.is_transient() || now + pause + waits > gives_up {
+                let error = error.or_said(said);
                 return Err(if lost { error.after_lost_attempt() } else { error });
             }
             self.note_failure(&node.address, &error);
+            said = Some(error.clone().or_said(said));
             if let (Some(leader), Target::Any | Target::Prefer(_)) = (error.leader, &target) {
                 target = Target::Prefer(leader);
             }
