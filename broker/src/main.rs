@@ -78,10 +78,11 @@ fn check_config(args: &CheckConfig) -> Result<(), String> {
 
 fn run_node(args: &Run) -> Result<(), String> {
     let path = &args.config;
-    let mut overrides = config::env_overrides(std::env::vars()).map_err(|error| error.to_string())?;
-    overrides.extend(args.overrides());
-    let file = config::load(path, &overrides).map_err(|error| error.to_string())?;
-    let resolved = resolve::resolve(path, &file).map_err(|problems| listed(path, &problems))?;
+    let from_env = config::env_overrides(std::env::vars()).map_err(|error| error.to_string())?;
+    let from_flags = args.overrides();
+    let file = config::load(path, &[&from_env[..], &from_flags].concat()).map_err(|error| error.to_string())?;
+    let mut resolved = resolve::resolve(path, &file).map_err(|problems| listed(path, &problems))?;
+    resolved.effective = config::effective(path, &file, &from_env, &from_flags).map_err(|error| error.to_string())?;
     telemetry::start(file.log.as_deref(), resolve::log_format(&file)?)?;
     telemetry::abort_on_panic();
     let with_stdin = args.exit_with_stdin;

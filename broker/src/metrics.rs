@@ -66,6 +66,7 @@ pub fn render(sample: &Sample) -> Result<String, fmt::Error> {
 fn clients(registry: &mut Registry, counted: &Counted) {
     counter(registry, "published", "Messages stored for clients of this node", counted.published);
     counter(registry, "deliveries", "Timeline entries handed to clients of this node", counted.delivered);
+    counter(registry, "forwarded", "Log entries sent to the leader on another node", counted.forwarded);
     let sign_ins = Family::<Labels, Counter>::default();
     for (result, count) in [("ok", counted.sign_ins), ("failed", counted.sign_ins_failed)] {
         sign_ins.get_or_create(&[("result", result.into())]).inc_by(count);
@@ -146,6 +147,7 @@ mod tests {
             published: 5,
             delivered: 15,
             sign_ins: 2,
+            forwarded: 4,
             rejected: [(ErrorCode::Invalid, 3)].into(),
             ..Counted::default()
         };
@@ -162,6 +164,7 @@ mod tests {
             "unibus_ready 1",
             "unibus_published_total 5",
             "unibus_deliveries_total 15",
+            "unibus_forwarded_total 4",
             "unibus_sign_ins_total{result=\"ok\"} 2",
             "unibus_sign_ins_total{result=\"failed\"} 0",
             "unibus_rejected_total{code=\"INVALID\"} 3",

@@ -148,7 +148,9 @@ impl<E: Env> Node<E> {
 
     /// Why the node is not ready; empty when it is.
     pub fn not_ready(&self) -> Vec<String> {
-        crate::service::Vitals::not_ready(&*self.inner.vitals)
+        let mut reasons = crate::service::Vitals::not_ready(&*self.inner.vitals);
+        reasons.extend(self.inner.service.not_heard());
+        reasons
     }
 
     /// Resolves with the first reason for which the process must end.

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ed25519_dalek::SigningKey;
 use rustls_pki_types::CertificateDer;
 use unibus_proto::id::NodeId;
+use unibus_proto::v1::ConfigValue;
 
 use crate::certs::{self, PeerName};
 use crate::config::{self, NodeFile};
@@ -46,6 +47,8 @@ pub struct Resolved {
     pub initial_mtu: Option<u16>,
     /// When each certificate expires, in seconds since the Unix epoch.
     pub certificates_expire: Vec<(&'static str, i64)>,
+    /// Every key of the configuration with its origin, for those who ask the node; left to the caller.
+    pub effective: Vec<ConfigValue>,
 }
 
 /// Loads and checks everything that `file` names, which lies at `path`. All problems are found at once.
@@ -96,6 +99,7 @@ pub fn resolve(path: &Path, file: &NodeFile) -> Result<Resolved, Vec<String>> {
             timing: timing?,
             initial_mtu: file.quic.as_ref().and_then(|quic| quic.initial_mtu),
             certificates_expire,
+            effective: Vec::new(),
         })
     };
     if problems.0.is_empty() { resolved().ok_or(problems.0) } else { Err(problems.0) }

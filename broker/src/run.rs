@@ -47,6 +47,7 @@ pub async fn run(resolved: Resolved, stop: impl Future<Output = ()>) -> Result<(
     );
     let config = node_config(&resolved, net.1);
     let node = Node::start(env, config, resolved.sign_key).await.map_err(|error| error.to_string())?;
+    node.service().set_config(resolved.effective);
     let certificates = resolved.certificates_expire;
     probed.set(NodeProbe { node: node.clone(), connections: ports.client.connections(), certificates });
     let local = open_local(&data_dir)?;

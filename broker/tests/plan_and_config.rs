@@ -178,6 +178,34 @@ fn the_environment_rules_over_the_file_and_flags_over_both() {
 }
 
 #[test]
+fn every_key_says_where_its_value_comes_from_and_none_is_a_secret() {
+    let planned = planned();
+    let path = planned.out.join("n1/node.toml");
+    let from_env = [("data_dir", "from-env"), ("timing.heartbeat_ms", "50"), ("log", "debug")];
+    let from_env = from_env.map(|(key, value)| (key.to_string(), value.to_string()));
+    let from_flags = [("data_dir".to_string(), "from-flag".to_string())];
+    let file = config::load(&path, &[&from_env[..], &from_flags].concat()).expect("loaded");
+    let values = config::effective(&path, &file, &from_env, &from_flags).expect("listed");
+    let of = |key: &str| {
+        let value = values.iter().find(|value| value.key == key).unwrap_or_else(|| panic!("{key} is missing"));
+        (value.value.as_str(), value.origin.as_str())
+    };
+    assert_eq!(of("data_dir"), ("from-flag", "flag"));
+    assert_eq!(of("log"), ("debug", "env"));
+    assert_eq!(of("node_id"), ("1", "file"));
+    assert_eq!(of("log_format"), ("text", "default"));
+    assert_eq!(of("timing.heartbeat_ms"), ("50", "env"));
+    assert_eq!(of("timing.election_min_ms"), ("150", "default"), "it follows from the heartbeat");
+    assert_eq!(of("cluster.node[2].name"), ("n3", "file"));
+    assert_eq!(of("tls.sign_key").0, "sign.key", "a path");
+    for key in config::NODE_KEYS.iter().filter(|key| !key.contains("[]")) {
+        of(key);
+    }
+    let seed = fs::read_to_string(planned.out.join("n1/sign.key")).expect("read");
+    assert!(values.iter().all(|value| !value.value.contains(seed.trim())));
+}
+
+#[test]
 fn everything_that_is_missing_is_named_at_once() {
     let planned = planned();
     let folder = planned.out.join("n1");

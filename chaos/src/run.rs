@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use openraft_rt::AsyncRuntime;
-use unibus_client::Platform;
+use unibus_client::{Client, Platform};
 use unibus_proto::files::Identity;
 use unibus_proto::id::{NodeId, RequestId, RoomId};
 use unibus_proto::position::Sequence;
@@ -230,10 +230,20 @@ impl Run {
 
     /// Publishes one message as a client of its own, and waits for the answer.
     pub async fn publish(&self, room: RoomId, body: &'static str) -> Outcome {
+        let client = self.client().await;
+        self.publish_as(&client, room, body).await
+    }
+
+    /// A client.
+    pub async fn client(&self) -> Client<SimPlatform> {
         // A number of its own: two clients with one random stream would mint the same producer.
         let number = 400 + locked(&self.clients).len() as u64;
-        let client = self.load.connect(&self.platform(number), &self.identity, None).await;
-        workload::publish_one(&self.load, &client, room, body).await
+        self.load.connect(&self.platform(number), &self.identity, None).await
+    }
+
+    /// Publishes one message and waits for the answer.
+    pub async fn publish_as(&self, client: &Client<SimPlatform>, room: RoomId, body: &'static str) -> Outcome {
+        workload::publish_one(&self.load, client, room, body).await
     }
 
     fn start_readers(&self, plan: &Plan) -> Vec<usize> {

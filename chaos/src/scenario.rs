@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use openraft_rt::AsyncRuntime;
+use unibus_broker::shard::placement;
 use unibus_proto::id::{GroupId, NodeId};
 
 use crate::cluster::Cluster;
@@ -31,6 +32,7 @@ async fn script(run: &Run, plan: &Plan) -> Result<(), Violation> {
     let unfit = |what: &str| Violation { invariant: "the scenario plays", what: what.into() };
     let rooms = run.set_up(plan).await?;
     let shard = GroupId(1);
+    wait_spread(run, Duration::from_secs(10)).await?;
     let leader = run.cluster.leader(shard).ok_or_else(|| unfit("the shard has no leader"))?;
     let disk = run.cluster.disk(leader).ok_or_else(|| unfit("the leader has no disk"))?;
     run.publish(rooms[0], "before").await;
@@ -54,4 +56,74 @@ async fn wait_open(run: &Run, node: NodeId) {
     while run.cluster.runs(node) && run.cluster.node(node).is_none() {
         SimRuntime::sleep(Duration::from_micros(100)).await;
     }
+}
+
+/// Leaders spread over the nodes, a client publishes to all of them without a detour, and after a node was
+/// killed and is back they are spread again.
+pub fn spread_leaders(seed: u64, trace: Option<&Path>) -> Report {
+    let plan = Plan { shards: 8, rooms: 24, faults: Vec::new(), ..Plan::of_seed(seed) };
+    simulate(seed, trace, |recorder| async move {
+        let run = Run::new(&plan, Cluster::new(&plan), recorder);
+        let ended = spread_script(&run, &plan).await;
+        (ended, run.cluster.exits(), BTreeMap::from([("spread-leaders", 1)]))
+    })
+}
+
+async fn spread_script(run: &Run, plan: &Plan) -> Result<(), Violation> {
+    let unfit = |what: String| Violation { invariant: "leaders are spread", what };
+    let rooms = run.set_up(plan).await?;
+    wait_spread(run, Duration::from_secs(10)).await?;
+    let client = run.client().await;
+    let before = published_and_forwarded(run);
+    for body in ["one", "two", "three"] {
+        for room in &rooms {
+            run.publish_as(&client, *room, body).await;
+        }
+    }
+    let after = published_and_forwarded(run);
+    if let Some((node, _)) = after.iter().find(|(node, (published, _))| before[*node].0 == *published) {
+        return Err(unfit(format!("nothing was published through n{node}: {after:?}")));
+    }
+    let forwarded = |of: &BTreeMap<NodeId, (u64, u64)>| of.values().map(|(_, forwarded)| forwarded).sum::<u64>();
+    let detours = forwarded(&after) - forwarded(&before);
+    if detours > 0 {
+        return Err(unfit(format!("{detours} of {} publishes were forwarded", 3 * rooms.len())));
+    }
+    run.cluster.kill(NodeId(1), false);
+    for room in &rooms {
+        run.publish_as(&client, *room, "while n1 is down").await;
+    }
+    run.cluster.start(NodeId(1));
+    run.cluster.wait_ready(Duration::from_secs(30)).await.map_err(unfit)?;
+    wait_spread(run, Duration::from_secs(10)).await?;
+    run.converge().await?;
+    run.power_cycle().await?;
+    run.scan(&rooms).await
+}
+
+/// Waits until each group is led by the node that should lead it.
+async fn wait_spread(run: &Run, patience: Duration) -> Result<(), Violation> {
+    let (look, mut waited) = (Duration::from_millis(50), Duration::ZERO);
+    let ids = run.cluster.ids();
+    loop {
+        let groups = || run.cluster.groups().map(|group| (group, run.cluster.leader(group)));
+        if groups().all(|(group, leader)| leader == placement::ranking(group, &ids).first().copied()) {
+            return Ok(());
+        }
+        if waited > patience {
+            let what = format!("after {waited:?} the groups are led by {:?}", groups().collect::<Vec<_>>());
+            return Err(Violation { invariant: "leaders are spread", what });
+        }
+        SimRuntime::sleep(look).await;
+        waited += look;
+    }
+}
+
+/// By node: messages stored for its clients, and entries that it sent to a leader elsewhere.
+fn published_and_forwarded(run: &Run) -> BTreeMap<NodeId, (u64, u64)> {
+    let counted = |id: NodeId| {
+        let counted = run.cluster.node(id).map(|node| node.service().counters().now()).unwrap_or_default();
+        (id, (counted.published, counted.forwarded))
+    };
+    run.cluster.ids().into_iter().map(counted).collect()
 }

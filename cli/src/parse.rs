@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use unibus_proto::id::GroupId;
 use unibus_proto::limits::{HEADER_NAME_BYTES_MAX, HEADER_VALUE_BYTES_MAX};
 
 /// Where a subscription starts.
@@ -45,6 +46,15 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("found 0, expected a duration above zero".into()),
         duration => Ok(duration),
+    }
+}
+
+/// `meta`, `s3` or `3`.
+pub fn group(text: &str) -> Result<GroupId, String> {
+    let number = text.strip_prefix('s').unwrap_or(text);
+    match text {
+        "meta" => Ok(GroupId::META),
+        _ => number.parse().map(GroupId).map_err(|_| format!("found {text:?}, expected meta, s1, s2, ...")),
     }
 }
 

@@ -104,7 +104,17 @@ fn room_without_plaintext_is_refused_before_anything_is_sent() {
 #[test]
 fn unreachable_cluster_is_5_within_the_timeout_and_nothing_happened() {
     let home = Home::with_dead_node();
-    for line in ["whoami", "status", "room list", "pub ops.dpkg hello", "sub ops.dpkg"] {
+    for line in [
+        "whoami",
+        "status",
+        "room list",
+        "pub ops.dpkg hello",
+        "sub ops.dpkg",
+        "verify",
+        "group list",
+        "group transfer s1 n2",
+        "config effective",
+    ] {
         let started = Instant::now();
         let error = error_of(&home.fails(&format!("{line} --timeout 500ms --json"), 5));
         assert!(started.elapsed() < Duration::from_secs(10), "{line}");

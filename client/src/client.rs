@@ -36,7 +36,7 @@ impl<P: Platform> std::fmt::Debug for Client<P> {
     }
 }
 
-unary!(who, AuthServiceClient, who_am_i, v1::WhoAmIRequest, v1::WhoAmIResponse);
+unary!(read who, AuthServiceClient, who_am_i, v1::WhoAmIRequest, v1::WhoAmIResponse);
 
 impl<P: Platform> Client<P> {
     /// Signs in at one of the nodes and learns about the others.

@@ -4,7 +4,9 @@
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use tonic::{Request, Response, Status};
 use unibus_proto::code::Outcome;
 use unibus_proto::files::Identity;
@@ -23,6 +25,9 @@ use crate::{ClientEvent, Error, ErrorCode};
 
 /// A node that does not take fresh tokens has another problem than an old token.
 const SIGN_INS_MAX: u32 = 2;
+
+/// Nodes answer reads within milliseconds, those that look for a leader within 2 s.
+const READ_HEDGE: Duration = Duration::from_secs(1);
 
 /// An attempt gets at least so long, however little is left of the patience.
 const ATTEMPT_MIN: Duration = Duration::from_millis(100);
@@ -120,23 +125,47 @@ impl<P: Platform> Core<P> {
         target: &'a Target,
         attempt: impl Fn(Rpc) -> Answer<T> + Send + Sync + 'a,
     ) -> BoxFuture<'a, Result<T, Error>> {
-        Box::pin(self.call_until_final(target, attempt))
+        Box::pin(self.call_until_final(self.config.patience, target, false, attempt))
+    }
+
+    /// A call that changes nothing: while a node is silent, another one is asked beside it.
+    pub fn read<'a, T: Send + 'static>(
+        &'a self,
+        target: &'a Target,
+        attempt: impl Fn(Rpc) -> Answer<T> + Send + Sync + 'a,
+    ) -> BoxFuture<'a, Result<T, Error>> {
+        Box::pin(self.call_until_final(self.config.patience, target, true, attempt))
+    }
+
+    /// A call with a patience of its own, no longer than the client's.
+    pub fn call_within<'a, T: Send + 'static>(
+        &'a self,
+        patience: Duration,
+        target: &'a Target,
+        attempt: impl Fn(Rpc) -> Answer<T> + Send + Sync + 'a,
+    ) -> BoxFuture<'a, Result<T, Error>> {
+        Box::pin(self.call_until_final(self.config.patience.min(patience), target, false, attempt))
     }
 
     async fn call_until_final<T>(
         &self,
+        patience: Duration,
         target: &Target,
+        reads: bool,
         attempt: impl Fn(Rpc) -> Answer<T> + Send + Sync,
     ) -> Result<T, Error> {
-        let gives_up = self.platform.now() + self.config.patience;
+        let gives_up = self.platform.now() + patience;
         let (mut backoff, mut lost, mut sign_ins) = (Backoff::default(), false, 0);
         let mut target = target.clone();
         let mut failed_at: Option<(String, Error)> = None;
+        let mut said = None;
         loop {
             let node = self.node(&target).await?;
             self.tell_failover(&mut failed_at, &node);
             let begun = self.platform.now();
-            let (generation, error) = match self.attempt(&node, gives_up, &attempt).await {
+            let beside = reads && !matches!(target, Target::Only(_));
+            let (node, answer) = self.attempt_beside(node, beside, gives_up, &attempt).await;
+            let (generation, error) = match answer {
                 Ok(value) => {
                     self.nodes().note_success(&node.address);
                     return Ok(value);
@@ -154,15 +183,60 @@ impl<P: Platform> Core<P> {
             // A node waits for a leader before it says that there is none; the next answer would take as long.
             let waits = if error.code == ErrorCode::NoLeader { now - begun } else { Duration::ZERO };
             if !error.is_transient() || now + pause + waits > gives_up {
+                let error = error.or_said(said);
                 return Err(if lost { error.after_lost_attempt() } else { error });
             }
             self.note_failure(&node.address, &error);
+            said = Some(error.clone().or_said(said));
             if let (Some(leader), Target::Any | Target::Prefer(_)) = (error.leader, &target) {
                 target = Target::Prefer(leader);
             }
             self.events.emit(ClientEvent::Retrying { why: error.clone(), after: pause });
             failed_at = Some((node.address.to_string(), error));
             self.platform.sleep(pause).await;
+        }
+    }
+
+    /// An attempt at `node` and, if that is wanted, at others beside it while nobody answers; the first
+    /// success counts. Says whose answer it is.
+    async fn attempt_beside<T>(
+        &self,
+        node: Node,
+        beside: bool,
+        gives_up: Duration,
+        attempt: &(impl Fn(Rpc) -> Answer<T> + Sync),
+    ) -> (Node, Result<T, (u64, Error)>) {
+        let one = |node: Node| {
+            Box::pin(async move {
+                let answer = self.attempt(&node, gives_up, attempt).await;
+                (node, answer)
+            })
+        };
+        let mut running = FuturesUnordered::from_iter([one(node.clone())]);
+        let (mut asked, mut first_failed) = (vec![node], None);
+        loop {
+            let next = if beside { self.nodes().pick_beside(&self.platform, &asked) } else { None };
+            tokio::select! {
+                biased;
+                Some(answered) = running.next() => {
+                    if !matches!(&answered, (_, Err((_, error))) if error.is_transient()) {
+                        let outrun = asked.iter().filter(|node| node.address != answered.0.address);
+                        outrun.for_each(|node| self.note_failure(&node.address, &silent(node, "the call")));
+                        return answered;
+                    }
+                    let first = first_failed.take().unwrap_or(answered);
+                    if running.is_empty() {
+                        return first;
+                    }
+                    first_failed = Some(first);
+                }
+                () = self.platform.sleep(READ_HEDGE), if next.is_some() => {
+                    if let Some(next) = next {
+                        asked.push(next.clone());
+                        running.push(one(next));
+                    }
+                }
+            }
         }
     }
 
@@ -175,8 +249,8 @@ impl<P: Platform> Core<P> {
         let begun = self.platform.now();
         let ends = gives_up.min(begun + self.config.attempt_timeout).max(begun + ATTEMPT_MIN);
         let signed_in = timeout(&self.platform, ends - begun, self.authorization(node)).await;
-        let silent = || Err(Error::unreachable(&node.label.to_string(), &"no answer to the sign-in"));
-        let authorization = signed_in.unwrap_or_else(silent).map_err(|error| (0, error))?;
+        let authorization =
+            signed_in.unwrap_or_else(|| Err(silent(node, "the sign-in"))).map_err(|error| (0, error))?;
         let generation = authorization.generation;
         let answer = attempt(Rpc { channel: node.channel.clone(), authorization });
         let left = ends.saturating_sub(self.platform.now()).max(ATTEMPT_MIN);
@@ -205,14 +279,21 @@ impl<P: Platform> Core<P> {
     }
 }
 
+/// A node that takes connections and says nothing.
+pub(crate) fn silent(node: &Node, step: &str) -> Error {
+    Error::unreachable(&node.label.to_string(), &format_args!("no answer to {step}"))
+}
+
 pub(crate) fn topology(rpc: Rpc) -> Answer<GetTopologyResponse> {
     let request = rpc.request(GetTopologyRequest {});
     Box::pin(async move { ClusterServiceClient::new(rpc.channel).get_topology(request).await })
 }
 
-/// Defines the method of `Core` that makes one kind of unary call.
+/// Defines the method of `Core` that makes one kind of unary call; `read` marks those that change nothing.
 macro_rules! unary {
-    ($name:ident, $client:ident, $method:ident, $request:ty, $response:ty) => {
+    (read $($call:tt)*) => { $crate::core::unary!(@ read, $($call)*); };
+    ($name:ident, $($call:tt)*) => { $crate::core::unary!(@ call, $name, $($call)*); };
+    (@ $way:ident, $name:ident, $client:ident, $method:ident, $request:ty, $response:ty $(,)?) => {
         impl<P: $crate::Platform> $crate::core::Core<P> {
             pub(crate) async fn $name(
                 &self,
@@ -226,7 +307,7 @@ macro_rules! unary {
                     let answer: $crate::core::Answer<_> = Box::pin(async move { client.$method(request).await });
                     answer
                 };
-                self.call(target, attempt).await
+                self.$way(target, attempt).await
             }
         }
     };

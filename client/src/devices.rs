@@ -22,7 +22,7 @@ unary!(
     v1::PublishDeviceListRequest,
     v1::PublishDeviceListResponse
 );
-unary!(devices_get, DeviceServiceClient, get_device_list, v1::GetDeviceListRequest, v1::GetDeviceListResponse);
+unary!(read devices_get, DeviceServiceClient, get_device_list, v1::GetDeviceListRequest, v1::GetDeviceListResponse);
 
 impl<P: Platform> Client<P> {
     /// A user's key, newest device list and the bundles of his live devices. Nothing is verified.

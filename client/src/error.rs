@@ -62,6 +62,12 @@ impl Error {
         Self::new(ErrorCode::OutcomeUnknown, what.to_string())
     }
 
+    /// What a node has said before outweighs that another one cannot be reached now.
+    pub(crate) fn or_said(self, before: Option<Self>) -> Self {
+        let was_said = |error: &Self| !matches!(error.code, ErrorCode::Unreachable | ErrorCode::OutcomeUnknown);
+        before.filter(|before| self.code == ErrorCode::Unreachable && was_said(before)).unwrap_or(self)
+    }
+
     /// Says that an attempt before this one may have had an effect.
     pub(crate) fn after_lost_attempt(mut self) -> Self {
         self.outcome = Outcome::Unknown;

@@ -163,10 +163,23 @@ impl NodeBook {
         if *target == Target::Any {
             self.preferred = at;
         }
+        Ok(self.connect(platform, at))
+    }
+
+    /// Another node than those, one that works if there is one.
+    pub fn pick_beside<P: Platform>(&mut self, platform: &P, those: &[Node]) -> Option<Node> {
+        let (now, count) = (platform.now(), self.entries.len());
+        let order = (0..count).map(|step| (self.preferred + step) % count);
+        let others = order.filter(|&at| those.iter().all(|node| node.address != self.entries[at].address));
+        let at = others.min_by_key(|&at| self.entries[at].rests_until.max(now))?;
+        Some(self.connect(platform, at))
+    }
+
+    fn connect<P: Platform>(&mut self, platform: &P, at: usize) -> Node {
         let entry = &mut self.entries[at];
         let channel =
             entry.channel.get_or_insert_with(|| erase(platform.channel(&entry.address), entry.label.clone())).clone();
-        Ok(Node { address: entry.address.clone(), label: entry.label.clone(), channel })
+        Node { address: entry.address.clone(), label: entry.label.clone(), channel }
     }
 
     fn only(&mut self, wanted: &str) -> Result<usize, Error> {

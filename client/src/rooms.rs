@@ -65,12 +65,12 @@ pub struct CreatedRoom {
 }
 
 unary!(create, RoomServiceClient, create_room, v1::CreateRoomRequest, v1::CreateRoomResponse);
-unary!(get_room, RoomServiceClient, get_room, v1::GetRoomRequest, v1::GetRoomResponse);
-unary!(rooms_page, RoomServiceClient, list_rooms, v1::ListRoomsRequest, v1::ListRoomsResponse);
-unary!(members_page, RoomServiceClient, list_members, v1::ListMembersRequest, v1::ListMembersResponse);
-unary!(read_roster, RoomServiceClient, read_roster, v1::ReadRosterRequest, v1::ReadRosterResponse);
+unary!(read get_room, RoomServiceClient, get_room, v1::GetRoomRequest, v1::GetRoomResponse);
+unary!(read rooms_page, RoomServiceClient, list_rooms, v1::ListRoomsRequest, v1::ListRoomsResponse);
+unary!(read members_page, RoomServiceClient, list_members, v1::ListMembersRequest, v1::ListMembersResponse);
+unary!(read read_roster, RoomServiceClient, read_roster, v1::ReadRosterRequest, v1::ReadRosterResponse);
 unary!(append_roster, RoomServiceClient, append_roster, v1::AppendRosterRequest, v1::AppendRosterResponse);
-unary!(fetch_range, MessageServiceClient, fetch_range, v1::FetchRangeRequest, v1::FetchRangeResponse);
+unary!(read fetch_range, MessageServiceClient, fetch_range, v1::FetchRangeRequest, v1::FetchRangeResponse);
 
 impl<P: Platform> Client<P> {
     /// Makes a room, of which the caller becomes the first admin.

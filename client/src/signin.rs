@@ -1,11 +1,14 @@
 //! Signing in: a challenge signed by the device becomes a token that every node accepts. One sign-in
-//! is in flight at a time; tokens are renewed before they end, and when a node does not take one.
+//! is in flight at a time; tokens are renewed before they end, and when a node does not take one. While a
+//! node is silent the next one is asked beside it, and the first that answers counts.
 
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use prost::Message as _;
 use tonic::metadata::{Ascii, MetadataValue};
 use unibus_proto::id::ClusterId;
@@ -14,7 +17,7 @@ use unibus_proto::signed::Document;
 use unibus_proto::v1::auth_service_client::AuthServiceClient;
 use unibus_proto::v1::{ChallengeRequest, ChallengeResponse, SignInRequest, Signed, Token, TokenClaims};
 
-use crate::core::{Core, Rpc, topology};
+use crate::core::{Core, Rpc, silent, topology};
 use crate::nodes::Node;
 use crate::platform::{Channel, Platform, timeout};
 use crate::{ClientEvent, Error, ErrorCode};
@@ -24,6 +27,9 @@ const SCHEME: &str = "Unibus";
 
 /// The topology is answered from memory.
 const LEARN_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A node that works answers sooner, even from another continent; one that hangs costs no more than this.
+const HEDGE: Duration = Duration::from_millis(300);
 
 /// What a call carries to be let in.
 #[derive(Clone)]
@@ -39,6 +45,13 @@ pub(crate) struct Authorization {
 struct Current {
     authorization: Authorization,
     ends_at: Duration,
+}
+
+/// A sign-in that worked.
+struct SignedIn {
+    at: Node,
+    value: MetadataValue<Ascii>,
+    lifetime: Duration,
 }
 
 /// The token in use.
@@ -60,16 +73,16 @@ impl<P: Platform> Core<P> {
         if let Some(current) = held.as_ref().filter(|current| now < current.authorization.renew_at) {
             return Ok(current.authorization.clone());
         }
-        let signed_in = timeout(&self.platform, self.config.attempt_timeout, self.sign_in(node)).await;
-        let silent = || Err(Error::unreachable(&node.label.to_string(), &"no answer to the sign-in"));
-        match (signed_in.unwrap_or_else(silent), held) {
-            (Ok((value, lifetime)), _) => {
+        let signed_in = timeout(&self.platform, self.config.attempt_timeout, self.sign_in_beside(node)).await;
+        match (signed_in.unwrap_or_else(|| Err(silent(node, "the sign-in"))), held) {
+            (Ok(SignedIn { at, value, lifetime }), _) => {
                 slot.0 += 1;
                 let authorization = Authorization { value, generation: slot.0, renew_at: now + lifetime * 3 / 4 };
                 slot.1 = Some(Current { authorization: authorization.clone(), ends_at: now + lifetime });
-                self.learn_nodes(node, &authorization).await;
-                self.events.emit(ClientEvent::SignedIn { node: node.address.to_string() });
-                Ok(authorization)
+                self.learn_nodes(&at, &authorization).await;
+                self.events.emit(ClientEvent::SignedIn { node: at.address.to_string() });
+                // A node that was outrun would let the call wait as well.
+                if at.address == node.address { Ok(authorization) } else { Err(silent(node, "the sign-in")) }
             }
             // A failed renewal is no harm as long as the token lasts.
             (Err(error), Some(current)) if error.is_transient() => Ok(current.authorization),
@@ -79,6 +92,50 @@ impl<P: Platform> Core<P> {
             }
             (Err(error), _) => Err(error),
         }
+    }
+
+    /// Signs in at `node` and, while nobody answers, at the others beside it; the first success counts.
+    async fn sign_in_beside(&self, node: &Node) -> Result<SignedIn, Error> {
+        let mut asked = vec![node.clone()];
+        let mut running = FuturesUnordered::from_iter([self.sign_in_at(node.clone())]);
+        let mut first_error = None;
+        loop {
+            let next = self.next_beside(&asked);
+            tokio::select! {
+                biased;
+                Some(answer) = running.next() => match answer {
+                    Ok(signed_in) => {
+                        let outrun = asked.iter().filter(|node| node.address != signed_in.at.address);
+                        outrun.for_each(|node| self.note_failure(&node.address, &silent(node, "the sign-in")));
+                        return Ok(signed_in);
+                    }
+                    Err(error) if !error.is_transient() => return Err(error),
+                    Err(error) if running.is_empty() => return Err(first_error.unwrap_or(error)),
+                    Err(error) => drop(first_error.get_or_insert(error)),
+                },
+                () = self.platform.sleep(HEDGE), if next.is_some() => {
+                    if let Some(next) = next {
+                        asked.push(next.clone());
+                        running.push(self.sign_in_at(next));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A node that was not asked yet; none for a client that talks to one node only.
+    fn next_beside(&self, asked: &[Node]) -> Option<Node> {
+        match self.config.pin {
+            Some(_) => None,
+            None => self.nodes().pick_beside(&self.platform, asked),
+        }
+    }
+
+    fn sign_in_at(&self, node: Node) -> BoxFuture<'_, Result<SignedIn, Error>> {
+        Box::pin(async move {
+            let (value, lifetime) = self.sign_in(&node).await?;
+            Ok(SignedIn { at: node, value, lifetime })
+        })
     }
 
     /// Asks once who else there is: calls that go to leaders, and failover beyond the configured addresses, rest

@@ -12,8 +12,8 @@ use crate::platform::{Platform, random};
 use crate::{Client, Error};
 
 unary!(user_add, UserServiceClient, add_user, v1::AddUserRequest, v1::AddUserResponse);
-unary!(user_get, UserServiceClient, get_user, v1::GetUserRequest, v1::GetUserResponse);
-unary!(users_page, UserServiceClient, list_users, v1::ListUsersRequest, v1::ListUsersResponse);
+unary!(read user_get, UserServiceClient, get_user, v1::GetUserRequest, v1::GetUserResponse);
+unary!(read users_page, UserServiceClient, list_users, v1::ListUsersRequest, v1::ListUsersResponse);
 unary!(user_set_role, UserServiceClient, set_user_role, v1::SetUserRoleRequest, v1::SetUserRoleResponse);
 unary!(user_revoke, UserServiceClient, revoke_user, v1::RevokeUserRequest, v1::RevokeUserResponse);
 unary!(user_reinstate, UserServiceClient, reinstate_user, v1::ReinstateUserRequest, v1::ReinstateUserResponse);

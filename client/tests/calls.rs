@@ -112,6 +112,67 @@ async fn a_node_that_never_answers_is_left() {
     assert_ne!(client.who_am_i().await.unwrap().node_id, 1);
 }
 
+/// Three configured nodes of which two take connections and say nothing.
+async fn with_two_silent_nodes(patience: Duration) -> (Cluster, Client<FakePlatform>) {
+    let cluster = Cluster::new();
+    (1..=2).for_each(|node| cluster.lock().node(node).deaf = true);
+    cluster.lock().leader = 3;
+    let config = ClientConfig::new(["n1:1", "n2:1", "n3:1"]).patience(patience);
+    let client = Client::unconnected(FakePlatform::new(cluster.clone()), config, alice());
+    (cluster, client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_nodes_do_not_hold_up_the_sign_in() {
+    for _ in 0..3 {
+        let (cluster, client) = with_two_silent_nodes(Duration::from_secs(30)).await;
+        let started = tokio::time::Instant::now();
+        assert_eq!(client.who_am_i().await.unwrap().node_id, 3);
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        assert_eq!(cluster.lock().sign_ins, 1);
+        let started = tokio::time::Instant::now();
+        assert_eq!(client.who_am_i().await.unwrap().node_id, 3);
+        assert!(started.elapsed() < Duration::from_millis(100), "those that were outrun are left alone");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_two_silent_nodes_a_publish_is_refused_in_time_with_the_reason() {
+    let (cluster, client) = with_two_silent_nodes(Duration::from_secs(2)).await;
+    // What the one that is left says of a shard without a quorum.
+    let no_leader = std::iter::repeat_n(fake::Fault::Fail(ErrorCode::NoLeader, false), 1_000);
+    cluster.lock().node(3).publish_faults.extend(no_leader);
+    let started = tokio::time::Instant::now();
+    let publisher = client.publisher(ROOM).patience(Duration::from_secs(1)).open().await.unwrap();
+    let error = publisher.send("x").await.unwrap_err();
+    assert_eq!((error.code, error.outcome), (ErrorCode::NoLeader, Outcome::None), "{error}");
+    assert!(started.elapsed() <= Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_at_once_is_not_waited_for() {
+    let cluster = Cluster::new();
+    (1..=2).for_each(|node| cluster.lock().kill(node));
+    let config = ClientConfig::new(["n1:1", "n2:1", "n3:1"]);
+    let client = Client::unconnected(FakePlatform::new(cluster.clone()), config, alice());
+    let started = tokio::time::Instant::now();
+    assert_eq!(client.who_am_i().await.unwrap().node_id, 3);
+    assert!(started.elapsed() < Duration::from_millis(200), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_is_asked_elsewhere_while_a_node_is_silent() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    cluster.lock().node(1).deaf = true;
+    let started = tokio::time::Instant::now();
+    assert_ne!(client.who_am_i().await.unwrap().node_id, 1);
+    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
+    let started = tokio::time::Instant::now();
+    client.list_rooms(None).await.unwrap();
+    assert!(started.elapsed() < Duration::from_millis(100), "the one that was outrun is left alone");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pinned_client_talks_to_its_node_only() {
     let cluster = Cluster::new();

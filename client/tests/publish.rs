@@ -58,6 +58,28 @@ async fn goes_to_the_leader_and_follows_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leader_that_moves_takes_the_stream_with_it_and_nothing_is_sent_twice() {
+    let cluster = Cluster::new();
+    let publisher = publisher(&cluster).await;
+    let bodies: Vec<_> = (0..1_200).map(|at| format!("{at:x<4000}")).collect();
+    let (mover, moved) = (cluster.clone(), cluster.clone());
+    let moves = async move {
+        while mover.lock().rooms[&ROOM].head() < 1_200 {
+            let next = mover.lock().leader % 3 + 1;
+            mover.lock().leader = next;
+            tokio::time::sleep(Duration::from_millis(7)).await;
+        }
+    };
+    let (sequences, ()) = tokio::join!(publish_all(&publisher, &bodies), moves);
+    assert!(moved.bodies() == bodies, "something is lost, double or out of order");
+    assert_eq!(sequences, (1..=1_200).collect::<Vec<_>>());
+    let state = moved.lock();
+    let sent: Vec<usize> = state.nodes.values().map(|node| node.requests.iter().map(|(_, n)| n).sum()).collect();
+    assert!(sent.iter().filter(|count| **count > 0).count() >= 2, "those that led were used: {sent:?}");
+    assert_eq!(sent.iter().sum::<usize>(), bodies.len(), "nothing was sent twice: {sent:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn resends_the_same_numbers_after_a_broken_stream() {
     let cluster = Cluster::new();
     let client = cluster.client().await;

@@ -19,6 +19,7 @@ pub mod error;
 pub mod faults;
 pub mod group;
 pub mod identity;
+mod inspect;
 pub mod log;
 pub mod mutants;
 mod network;

@@ -1,6 +1,7 @@
 //! A group's replicated state on this node: the machine over its rows, the segments, the snapshots.
 //! Shared by the state machine that openraft drives and by everybody who reads locally.
 
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -11,7 +12,7 @@ use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use unibus_machine::{Event, Machine};
 use unibus_proto::id::GroupId;
-use unibus_proto::log;
+use unibus_proto::log::{self, proposal::Command};
 
 use crate::checkpoint::{Checkpoints, Marker, TreeConfig};
 use crate::codec::decode_message;
@@ -30,6 +31,8 @@ mod checkpoint;
 
 /// The state hash is taken at each multiple of this index, on every replica.
 pub const HASH_INTERVAL: u64 = 256;
+/// Newest hashes that are kept: a busy group passes so many intervals within a second or two.
+const HASHES_KEPT: usize = 32;
 /// Counted for each entry beside its proposal when deciding that a snapshot is due.
 const ENTRY_OVERHEAD_BYTES: u64 = 64;
 
@@ -94,6 +97,8 @@ struct State {
     last_applied: Option<LogId>,
     membership: StoredMembership,
     hash: (u64, StateHash),
+    /// Taken at each interval and at each tick, so that anybody who wants to compare replicas proposes a tick.
+    hashes: VecDeque<(u64, StateHash)>,
 }
 
 /// How a replica is sized.
@@ -177,6 +182,7 @@ impl<E: Env> Replica<E> {
         let mut state = self.write();
         let fault = |why: String| io::Error::other(format!("apply {} entry {}: {why}", self.place.group, entry.log_id));
         let mut log_bytes = ENTRY_OVERHEAD_BYTES;
+        let mut is_tick = false;
         let (answer, events) = match &entry.payload {
             Payload::Blank => (Answer::default(), vec![]),
             Payload::Membership(membership) => {
@@ -185,15 +191,15 @@ impl<E: Env> Replica<E> {
             }
             Payload::Normal(proposal) => {
                 log_bytes += proposal.0.len() as u64;
-                let proposal = decode_message(proposal.0.clone(), "proposal").map_err(|e| fault(e.to_string()))?;
+                let proposal: log::Proposal =
+                    decode_message(proposal.0.clone(), "proposal").map_err(|e| fault(e.to_string()))?;
+                is_tick = matches!(proposal.command, Some(Command::Tick(_)));
                 state.run(self.place.group, entry.log_id, proposal).map_err(fault)?
             }
         };
         events.iter().try_for_each(|event| self.store(event)).map_err(fault)?;
         state.last_applied = Some(entry.log_id);
-        if entry.log_id.index.is_multiple_of(HASH_INTERVAL) {
-            state.hash = (entry.log_id.index, state.machine.rows_mut().state_hash());
-        }
+        state.take_hash(entry.log_id.index, is_tick);
         self.count_unwritten(&state, log_bytes);
         drop(state);
         self.applied.update(|applied| *applied = entry.log_id.index);
@@ -282,6 +288,16 @@ impl<E: Env> Replica<E> {
         (state.last_applied.map_or(0, |id| id.index), state.machine.rows_mut().state_hash())
     }
 
+    /// The state hash at an index at which it was taken lately.
+    pub fn hash_at(&self, index: u64) -> Option<StateHash> {
+        self.read().hashes.iter().find(|(at, _)| *at == index).map(|(_, hash)| *hash)
+    }
+
+    /// Bytes of log since a snapshot was last asked for.
+    pub fn log_bytes(&self) -> u64 {
+        self.log_bytes.load(Ordering::Relaxed)
+    }
+
     /// Makes a snapshot from elsewhere the state.
     pub(crate) async fn install(&self, data: &SnapshotData) -> Result<(), StoreError> {
         let mut current = self.checkpoints.hold().await;
@@ -319,7 +335,22 @@ impl State {
         let index = meta.last_log_id.map_or(0, |id| id.index);
         let hash = (index, tables.state_hash());
         let machine = Machine::new(place.group, place.cluster, tables).with_segment_bytes(segment_bytes);
-        Self { machine, last_applied: meta.last_log_id, membership: meta.last_membership, hash }
+        Self { machine, last_applied: meta.last_log_id, membership: meta.last_membership, hash, hashes: [hash].into() }
+    }
+
+    fn take_hash(&mut self, index: u64, is_tick: bool) {
+        let is_interval = index.is_multiple_of(HASH_INTERVAL);
+        if !is_interval && !is_tick {
+            return;
+        }
+        let hash = (index, self.machine.rows_mut().state_hash());
+        if is_interval {
+            self.hash = hash;
+        }
+        if self.hashes.len() == HASHES_KEPT {
+            self.hashes.pop_front();
+        }
+        self.hashes.push_back(hash);
     }
 
     /// What was applied last, and the membership at it.

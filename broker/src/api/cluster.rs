@@ -3,8 +3,9 @@
 use tonic::{Request, Response, Status, async_trait};
 use unibus_proto::v1::cluster_service_server::ClusterService;
 use unibus_proto::v1::{
-    GetStatusRequest, GetStatusResponse, GetTopologyRequest, GetTopologyResponse, SnapshotRequest, SnapshotResponse,
-    TransferLeaderRequest, TransferLeaderResponse,
+    GetConfigRequest, GetConfigResponse, GetStatusRequest, GetStatusResponse, GetTopologyRequest, GetTopologyResponse,
+    ListGroupsRequest, ListGroupsResponse, SnapshotRequest, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VerifyRequest, VerifyResponse,
 };
 use unibus_raft_store::env::Env;
 
@@ -36,5 +37,20 @@ impl<E: Env> ClusterService for Api<E> {
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {
         let caller = caller(&request)?;
         answer(self.service.snapshot(&caller).await)
+    }
+
+    async fn list_groups(&self, request: Request<ListGroupsRequest>) -> Result<Response<ListGroupsResponse>, Status> {
+        caller(&request)?;
+        Ok(Response::new(self.service.list_groups()))
+    }
+
+    async fn verify(&self, request: Request<VerifyRequest>) -> Result<Response<VerifyResponse>, Status> {
+        let caller = caller(&request)?;
+        answer(self.service.verify(&caller).await)
+    }
+
+    async fn get_config(&self, request: Request<GetConfigRequest>) -> Result<Response<GetConfigResponse>, Status> {
+        let caller = caller(&request)?;
+        answer(self.service.config(&caller))
     }
 }

@@ -14,8 +14,10 @@ use unibus_proto::limits::SHARDS_MAX;
 use crate::plan::{Plan, PlanNode};
 use crate::tls;
 
+mod effective;
 mod keys;
 
+pub use effective::effective;
 pub use keys::{CLUSTER_KEYS, ENV_PREFIX, NODE_KEYS, Override, env_overrides, parse};
 
 /// Why a configuration is refused.

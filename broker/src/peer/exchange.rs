@@ -72,7 +72,9 @@ impl<E: Env> Peers<E> {
                 Err(LinkError::Lost(_)) => peer.link.reset(),
                 Ok(_) | Err(LinkError::NotSent(_)) => {}
             }
-            sleep::<E>(PERIOD.saturating_sub(sent.elapsed()).max(PERIOD / 10)).await;
+            // Until it was heard once, nobody can say how the cluster is.
+            let period = if peer.heard().at.is_some() { PERIOD } else { PERIOD / 10 };
+            sleep::<E>(period.saturating_sub(sent.elapsed()).max(PERIOD / 10)).await;
         }
     }
 

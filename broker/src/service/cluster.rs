@@ -1,12 +1,12 @@
-//! The cluster as this node sees it, and the little that admins may do to its groups.
+//! The cluster as this node sees it, its configuration, and snapshots on demand.
 
 use std::collections::BTreeMap;
 
 use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::log::PlannedNode;
 use unibus_proto::v1::{
-    GetStatusResponse, GetTopologyResponse, GroupLeader, NodeEndpoint, NodeStatus, ReplicaStatus, SnapshotResponse,
-    TransferLeaderRequest, TransferLeaderResponse,
+    GetConfigResponse, GetStatusResponse, GetTopologyResponse, GroupLeader, NodeEndpoint, NodeStatus, ReplicaStatus,
+    SnapshotResponse,
 };
 use unibus_raft_store::Role;
 use unibus_raft_store::env::{Env, Instant};
@@ -41,15 +41,11 @@ impl<E: Env> Service<E> {
         }
     }
 
-    /// Moves the leadership of a group that this node leads.
-    pub async fn transfer_leader(
-        &self,
-        caller: &Caller,
-        request: TransferLeaderRequest,
-    ) -> Outcome<TransferLeaderResponse> {
-        caller.check_admin("transfer leader")?;
-        self.shards().transfer(GroupId(request.group), NodeId(request.to)).await?;
-        Ok(TransferLeaderResponse { leader: request.to })
+    /// What this node runs with.
+    pub fn config(&self, caller: &Caller) -> Outcome<GetConfigResponse> {
+        caller.check_admin("get config")?;
+        let values = self.inner.config.get().cloned().unwrap_or_default();
+        Ok(GetConfigResponse { node_id: self.node().0, name: self.name_of(self.node()), values })
     }
 
     /// Builds a snapshot of each group on this node.
@@ -86,7 +82,7 @@ impl<E: Env> Service<E> {
         }
     }
 
-    fn status_of(&self, node: PlannedNode) -> NodeStatus {
+    pub(super) fn status_of(&self, node: PlannedNode) -> NodeStatus {
         if node.node_id == self.node().0 {
             return self.local_status();
         }
@@ -112,11 +108,18 @@ impl<E: Env> Service<E> {
             purged_index: status.purged_index,
             rooms: replica.view(|machine| machine.room_count()),
             snapshot_index: status.snapshot_index,
+            log_bytes: replica.log_bytes(),
         })
     }
 
+    /// What a node is called.
+    pub(super) fn name_of(&self, node: NodeId) -> String {
+        let known = self.nodes().remove(&node).map(|node| node.name).filter(|name| !name.is_empty());
+        known.unwrap_or_else(|| format!("node {node}"))
+    }
+
     /// The nodes by id: as meta has them, and as planned until it has.
-    fn nodes(&self) -> BTreeMap<NodeId, PlannedNode> {
+    pub(super) fn nodes(&self) -> BTreeMap<NodeId, PlannedNode> {
         let registered = self.shards().meta().view(|machine| machine.nodes());
         let planned = self.inner.parts.nodes.iter().cloned();
         planned.chain(registered).map(|node| (NodeId(node.node_id), node)).collect()

@@ -13,6 +13,7 @@ pub struct Counters {
     delivered: AtomicU64,
     sign_ins: AtomicU64,
     sign_ins_failed: AtomicU64,
+    forwarded: AtomicU64,
     rejected: Mutex<BTreeMap<ErrorCode, u64>>,
 }
 
@@ -27,6 +28,8 @@ pub struct Counted {
     pub sign_ins: u64,
     /// Sign-ins that were refused.
     pub sign_ins_failed: u64,
+    /// Log entries that were sent to the leader on another node: clients go there themselves where they can.
+    pub forwarded: u64,
     /// Requests and messages that were refused, by why.
     pub rejected: BTreeMap<ErrorCode, u64>,
 }
@@ -48,6 +51,11 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A log entry goes to the leader on another node.
+    pub(crate) fn forwarded(&self) {
+        self.forwarded.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A request, or a message of one, was refused.
     pub(crate) fn rejected(&self, code: ErrorCode) {
         *self.rejected.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
@@ -61,6 +69,7 @@ impl Counters {
             delivered: read(&self.delivered),
             sign_ins: read(&self.sign_ins),
             sign_ins_failed: read(&self.sign_ins_failed),
+            forwarded: read(&self.forwarded),
             rejected: self.rejected.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }

@@ -15,6 +15,7 @@ mod cluster;
 mod counters;
 mod devices;
 mod failure;
+mod groups;
 mod messages;
 mod parts;
 mod problems;
@@ -23,13 +24,16 @@ mod saga;
 mod sign_in;
 mod subscribe;
 mod users;
+mod verify;
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::Semaphore;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::NodeId;
 use unibus_proto::peer::{Exchange, NodeError, node_request::Request, node_response::Response};
+use unibus_proto::v1::ConfigValue;
 use unibus_raft_store::env::{Clock, Duplex, Env, InstantOf, now, spawn};
 
 use crate::fanout::{self, Registry};
@@ -61,8 +65,11 @@ struct Inner<E: Env> {
     registry: Arc<Registry>,
     challenges: Mutex<Challenges<E>>,
     tokens: Mutex<Tokens>,
-    counters: Counters,
+    counters: Arc<Counters>,
     started: InstantOf<E>,
+    config: OnceLock<Vec<ConfigValue>>,
+    /// A majority of the nodes was heard of once.
+    heard: AtomicBool,
     /// Closed when the node stops: whoever waits on it is woken.
     running: Semaphore,
 }
@@ -72,8 +79,9 @@ impl<E: Env> Service<E> {
     pub fn new(parts: ServiceParts<E>) -> Self {
         let nodes = parts.nodes.iter().map(|node| NodeId(node.node_id));
         let peers = Peers::connect(&parts.env, parts.identity, nodes);
+        let (groups, counters) = (parts.store.groups().collect(), Arc::<Counters>::default());
         let shards =
-            Shards::start(parts.env.clone(), parts.identity.node, parts.store.groups().collect(), peers.clone());
+            Shards::start(parts.env.clone(), parts.identity.node, groups, peers.clone(), Arc::clone(&counters));
         let registry = Arc::new(Registry::default());
         fanout::start(&shards, &registry);
         let service = Self {
@@ -83,8 +91,10 @@ impl<E: Env> Service<E> {
                 registry,
                 challenges: Mutex::default(),
                 tokens: Mutex::default(),
-                counters: Counters::default(),
+                counters,
                 started: now::<E>(),
+                config: OnceLock::new(),
+                heard: AtomicBool::new(false),
                 running: Semaphore::new(0),
             }),
         };
@@ -119,13 +129,36 @@ impl<E: Env> Service<E> {
         self.shards().peers().reachable()
     }
 
-    /// Hands the leadership of each group that this node leads to the best other node; says what could
-    /// not be handed over.
+    /// Why this node cannot tell yet how the cluster is: it has just started and has not heard from a
+    /// majority of the nodes.
+    pub fn not_heard(&self) -> Option<String> {
+        if self.inner.heard.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (nodes, heard) = (self.inner.parts.nodes.len(), self.peers_reachable() + 1);
+        let is_majority = 2 * heard > nodes;
+        self.inner.heard.fetch_or(is_majority, Ordering::Relaxed);
+        (!is_majority).then(|| format!("has heard from {heard} of {nodes} nodes, itself included"))
+    }
+
+    /// Tells what the node runs with, for `GetConfig`; the first call counts.
+    pub fn set_config(&self, values: Vec<ConfigValue>) {
+        drop(self.inner.config.set(values));
+    }
+
+    /// Hands the leadership of each group that this node leads to the best other node, and takes none from
+    /// then on; says what could not be handed over.
     pub async fn hand_over(&self) -> Vec<Failure> {
         let shards = self.shards();
-        let led = shards.ids().filter(|&group| shards.group(group).is_ok_and(|it| it.leader() == Some(shards.node())));
-        let transfers = led.filter_map(|group| Some(shards.transfer(group, shards.best_successor(group)?)));
-        futures::future::join_all(transfers).await.into_iter().filter_map(Result::err).collect()
+        shards.decline_leadership(Some("it is shutting down".into()));
+        let leads = |group| shards.group(group).is_ok_and(|it| it.leader() == Some(shards.node()));
+        let transfers = shards.ids().filter(|&group| leads(group)).filter_map(|group| {
+            let to = shards.best_successor(group)?;
+            Some(async move { (group, shards.transfer(group, to).await) })
+        });
+        let moved = futures::future::join_all(transfers).await;
+        // The spreading may have been faster.
+        moved.into_iter().filter(|(group, _)| leads(*group)).filter_map(|(_, moved)| moved.err()).collect()
     }
 
     /// Refuses new requests with `Draining` and ends all subscriptions, which the clients resume elsewhere.
@@ -162,6 +195,8 @@ impl<E: Env> Answer for Service<E> {
         match request {
             Request::Propose(propose) => self.shards().serve_propose(propose).await,
             Request::ReadIndex(read) => self.shards().serve_read_index(read).await,
+            Request::LeadOffer(offer) => self.shards().serve_lead_offer(offer),
+            Request::Inspect(inspect) => self.serve_inspect(inspect).await,
             Request::Exchange(said) => {
                 self.shards().peers().heard_from(peer, said);
                 Response::Exchange(Exchange { now_ms: self.now_ms(), status: Some(self.local_status()) })

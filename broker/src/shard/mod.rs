@@ -1,9 +1,11 @@
-//! The groups of this node: proposing to them, batching publishes, read barriers, log time, ticks.
+//! The groups of this node: proposing to them, batching publishes, read barriers, log time, ticks, who leads.
 
 pub mod barrier;
 pub mod batcher;
 pub mod clock;
 mod commands;
+mod fitness;
+mod leaders;
 pub mod placement;
 pub mod propose;
 mod tick;
@@ -13,14 +15,15 @@ use std::sync::Arc;
 
 use unibus_proto::id::{GroupId, Handle, NodeId, RoomId};
 use unibus_raft_store::Group;
-use unibus_raft_store::env::{Clock, Env, spawn};
+use unibus_raft_store::env::{Clock, Env, InstantOf, now, spawn};
 
 use crate::peer::exchange::Peers;
-use crate::service::Failure;
+use crate::service::{Counters, Failure};
 use barrier::Barrier;
 use batcher::{Batcher, Budget};
 use clock::LogClock;
 use commands::Commands;
+use fitness::Fitness;
 
 /// The groups of this node and the way to their leaders. Clones share everything.
 pub struct Shards<E: Env> {
@@ -39,6 +42,9 @@ struct Inner<E: Env> {
     peers: Peers<E>,
     slots: Vec<Slot<E>>,
     budget: Budget,
+    counters: Arc<Counters>,
+    fitness: Fitness<E>,
+    started: InstantOf<E>,
 }
 
 /// What the node keeps per group.
@@ -48,25 +54,31 @@ struct Slot<E: Env> {
     barrier: Barrier,
     batcher: Batcher,
     commands: Commands<E>,
+    /// Held while the leadership is handed over: openraft takes a second order without a word.
+    handing_over: tokio::sync::Mutex<()>,
 }
 
 impl<E: Env> Shards<E> {
     /// Takes the groups (meta first, then the shards in order) and starts their tasks.
-    pub fn start(env: E, node: NodeId, groups: Vec<Group<E>>, peers: Peers<E>) -> Self {
+    pub fn start(env: E, node: NodeId, groups: Vec<Group<E>>, peers: Peers<E>, counters: Arc<Counters>) -> Self {
         let mut runs = Vec::new();
         let slots = groups.into_iter().map(|group| {
             let (batcher, publishes) = Batcher::new();
             let (commands, others) = Commands::new();
             runs.push((publishes, others));
-            Slot { group, clock: LogClock::default(), barrier: Barrier::default(), batcher, commands }
+            let (clock, barrier, handing_over) = (LogClock::default(), Barrier::default(), tokio::sync::Mutex::default());
+            Slot { group, clock, barrier, batcher, commands, handing_over }
         });
-        let inner = Inner { env, node, peers, slots: slots.collect(), budget: Budget::default() };
+        let (slots, budget) = (slots.collect(), Budget::default());
+        let (fitness, started) = (Fitness::default(), now::<E>());
+        let inner = Inner { env, node, peers, slots, budget, counters, fitness, started };
         let shards = Self { inner: Arc::new(inner) };
         for (index, (publishes, others)) in (0..).zip(runs) {
             spawn::<E>(batcher::drive(shards.clone(), GroupId(index), publishes));
             spawn::<E>(commands::drive(shards.clone(), GroupId(index), others));
         }
         spawn::<E>(tick::run(shards.clone()));
+        spawn::<E>(leaders::run(shards.clone()));
         shards
     }
 

@@ -22,6 +22,8 @@ use crate::service::Failure;
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Kept back from the patience, so that the answer itself arrives within it.
 pub(super) const ANSWER_RESERVE: Duration = Duration::from_millis(150);
+/// A leader that hands its office over answers what it had proposed as soon as its successor has committed it.
+const MOVED_GRACE: Duration = Duration::from_millis(100);
 /// How long a hint to wait is given when there is no leader.
 const NO_LEADER_HINT: Duration = Duration::from_millis(300);
 
@@ -126,6 +128,7 @@ impl<E: Env> Shards<E> {
 
     async fn forward(&self, leader: NodeId, group: GroupId, proposal: &Bytes, left: Duration) -> Attempt {
         let request = Request::Propose(Propose { group: group.0, proposal: proposal.clone() });
+        self.inner.counters.forwarded();
         match self.ask_leader(group, leader, request, left).await {
             Ok(Response::Proposed(Proposed { index, reply: Some(reply) })) => Attempt::Done(Committed { index, reply }),
             Ok(Response::Error(error)) => self.refused(leader, group, error),
@@ -151,7 +154,10 @@ impl<E: Env> Shards<E> {
         tokio::select! {
             biased;
             answered = link.request::<E>(request, patience) => answered,
-            () = self.leadership_moves(group, leader) => {
+            () = async {
+                self.leadership_moves(group, leader).await;
+                sleep::<E>(MOVED_GRACE).await;
+            } => {
                 Err(LinkError::Lost(format!("node {leader} lost the leadership before it answered")))
             }
         }

@@ -14,12 +14,14 @@ use crate::service::Failure;
 /// An election takes some 300 ms.
 const NO_LEADER_HINT: Duration = Duration::from_millis(300);
 /// Between two looks whether the leader has changed.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(10);
 
 impl<E: Env> Shards<E> {
     /// Moves the leadership of `group` to `to` and waits until it has moved.
     pub async fn transfer(&self, group: GroupId, to: NodeId) -> Result<(), Failure> {
-        let replica = self.group(group)?;
+        let slot = self.slot(group)?;
+        let _alone = slot.handing_over.lock().await;
+        let replica = &slot.group;
         if replica.leader() == Some(to) {
             return Ok(());
         }
@@ -28,13 +30,18 @@ impl<E: Env> Shards<E> {
             |why: String| Failure::new(ErrorCode::NoLeader, format!("transfer of group {group} to node {to}: {why}"));
         replica.transfer_leader(to).await.map_err(refused)?;
         let deadline = now::<E>() + PROPOSE_PATIENCE;
-        while replica.leader() != Some(to) {
-            if now::<E>() >= deadline {
-                return Err(refused(format!("node {:?} still leads after {PROPOSE_PATIENCE:?}", replica.leader())));
+        loop {
+            match replica.leader() {
+                Some(leader) if leader == to => return Ok(()),
+                Some(leader) if leader != self.node() => {
+                    return Err(refused(format!("node {leader} was elected instead")));
+                }
+                leader if now::<E>() >= deadline => {
+                    return Err(refused(format!("node {leader:?} still leads after {PROPOSE_PATIENCE:?}")));
+                }
+                _ => sleep::<E>(LOOK).await,
             }
-            sleep::<E>(LOOK).await;
         }
-        Ok(())
     }
 
     /// Who can best take over a group that this node leads.
@@ -44,7 +51,8 @@ impl<E: Env> Shards<E> {
         able.max_by_key(|voter| status.matched.get(voter).copied())
     }
 
-    fn may_lead(&self, group: GroupId, to: NodeId) -> Result<(), Failure> {
+    /// What is known here against `to` as the next leader of a group that this node leads.
+    pub(super) fn may_lead(&self, group: GroupId, to: NodeId) -> Result<(), Failure> {
         let refuse =
             |code, why: String| Err(Failure::new(code, format!("transfer of group {group} to node {to}: {why}")));
         let status = self.group(group)?.status();
@@ -52,7 +60,11 @@ impl<E: Env> Shards<E> {
             return Err(not_leader(group, to, status.leader));
         }
         if to == self.node() || !status.voters.contains(&to) {
-            return refuse(ErrorCode::Invalid, format!("expected another voter, one of {:?}", status.voters));
+            let voters: Vec<_> = status.voters.iter().map(NodeId::to_string).collect();
+            return refuse(
+                ErrorCode::Invalid,
+                format!("it is no voter of the group, expected one of {}", voters.join(", ")),
+            );
         }
         if !self.peers().is_reachable(to) {
             return refuse(ErrorCode::Unreachable, "nothing was heard from it for 2 s".into());

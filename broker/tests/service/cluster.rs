@@ -85,12 +85,20 @@ impl Cluster {
             assert!(start.elapsed() < PATIENCE, "the cluster does not form: {waits:?}");
             sleep::<HubEnv>(Duration::from_millis(10)).await;
         }
+        cluster.spread().await;
         cluster
     }
 
     /// Where the nodes keep their data.
     pub fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.dirs.iter().map(TempDir::path)
+    }
+
+    /// Waits until each group is led by the node that should lead it.
+    pub async fn spread(&self) {
+        let shards = self.nodes[0].service().shards().clone();
+        let led = |group| shards.group(group).unwrap().leader() == Some(shards.ranking(group).unwrap()[0]);
+        eventually("leaders are spread", || shards.ids().all(led)).await;
     }
 
     pub fn service(&self, node: usize) -> TestService {

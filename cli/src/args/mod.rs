@@ -2,6 +2,7 @@
 
 mod bench_rooms;
 mod cluster;
+mod group;
 mod message;
 mod people;
 mod room;
@@ -14,6 +15,7 @@ use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subco
 
 pub use bench_rooms::BenchRoomsArgs;
 pub use cluster::{CheckArgs, StatusArgs};
+pub use group::{ConfigCommand, GroupCommand, VerifyArgs};
 pub use message::{PubArgs, SubArgs};
 pub use people::{IdentityCommand, IdentityNewArgs, UserAddArgs, UserCommand};
 #[cfg(test)]
@@ -135,6 +137,25 @@ pub enum Command {
     Status(StatusArgs),
     #[allow(missing_docs)]
     Check(CheckArgs),
+    #[allow(missing_docs)]
+    Verify(VerifyArgs),
+    /// Raft groups: who leads, and moving a leadership
+    #[command(
+        subcommand,
+        before_help = "Examples:
+  unibusctl group list
+  unibusctl group transfer s3 n2",
+        after_help = "Next: unibusctl status --groups"
+    )]
+    Group(GroupCommand),
+    /// What the nodes run with
+    #[command(
+        subcommand,
+        before_help = "Examples:
+  unibusctl config effective --node n1",
+        after_help = "Next: unibusctl status"
+    )]
+    Config(ConfigCommand),
     /// Load tests
     #[command(
         subcommand,
@@ -177,6 +198,9 @@ People:
 Cluster:
   status       Shows nodes, groups, leaders, lag, disk and agreement of the replicas
   check        Walks the whole client path and says whether it works
+  verify       Compares the replicas of all groups at one index
+  group        Raft groups: who leads, and moving a leadership
+  config       What the nodes run with
 Tools:
   bench        Load tests
   profile      Profiles: where a cluster is and whom to sign in as

@@ -3,6 +3,8 @@
 mod bench;
 mod check;
 mod check_loop;
+mod config;
+mod group;
 mod identity;
 mod profile;
 mod publish;
@@ -10,6 +12,7 @@ mod room;
 mod status;
 mod subscribe;
 mod user;
+mod verify;
 
 use clap_complete::generate;
 
@@ -29,6 +32,9 @@ pub async fn run(cli: Cli, out: Output) -> Result<u8> {
         Command::Whoami => user::whoami(global, out).await?,
         Command::Status(args) => status::run(args, global, out).await?,
         Command::Check(args) => return Ok(check::run(args, global, out).await),
+        Command::Verify(_) => return verify::run(global, out).await,
+        Command::Group(command) => group::run(command, global, out).await?,
+        Command::Config(command) => config::run(command, global, out).await?,
         Command::Bench(command) => bench::run(command, global, out).await?,
         Command::Profile(command) => profile::run(command, global, out)?,
         Command::Completions(args) => completions(args, out)?,

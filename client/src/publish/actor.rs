@@ -363,7 +363,7 @@ impl<P: Platform> Actor<P> {
         let after = self.backoff.next(&self.core.platform, &error);
         self.paused_until = self.core.platform.now() + after;
         self.core.events.emit(ClientEvent::Retrying { why: error.clone(), after });
-        self.last_error = Some(error);
+        self.last_error = Some(error.or_said(self.last_error.take()));
     }
 
     fn fail(&mut self, error: Error) {

@@ -18,6 +18,9 @@ use crate::platform::{Platform, timeout};
 use crate::signin::Authorization;
 use crate::{Error, ErrorCode};
 
+/// A node opens a stream without asking anybody: one that takes longer hangs.
+const OPEN_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What comes back for a request.
 pub(super) enum Answer {
     /// The node's answer to the request with this tag.
@@ -121,7 +124,7 @@ impl<P: Platform> Core<P> {
         let request = rpc.request(outgoing);
         let mut client = MessageServiceClient::new(rpc.channel).max_decoding_message_size(DECODE_BYTES_MAX);
         let opening: Answering<_> = Box::pin(async move { client.publish_stream(request).await });
-        let opened = timeout(&self.platform, self.config.answer_timeout, opening).await;
+        let opened = timeout(&self.platform, self.config.answer_timeout.min(OPEN_PATIENCE), opening).await;
         let answers = match opened {
             Some(Ok(answer)) => answer.into_inner(),
             Some(Err(status)) => return Err((generation, status.into())),

@@ -157,6 +157,18 @@ impl v1::cluster_service_server::ClusterService for Server {
         Err(Status::unimplemented(""))
     }
 
+    async fn list_groups(&self, _: Request<v1::ListGroupsRequest>) -> Result<Response<v1::ListGroupsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn verify(&self, _: Request<v1::VerifyRequest>) -> Result<Response<v1::VerifyResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_config(&self, _: Request<v1::GetConfigRequest>) -> Result<Response<v1::GetConfigResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn snapshot(&self, _: Request<v1::SnapshotRequest>) -> Result<Response<v1::SnapshotResponse>, Status> {
         Err(Status::unimplemented(""))
     }
