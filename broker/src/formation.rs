@@ -27,6 +27,8 @@ use unibus_raft_store::{Group, Identity};
 use crate::plan::Plan;
 use crate::shard::Shards;
 
+mod join;
+
 /// Between two rounds of asking, and between two looks whether it is done.
 const PAUSE: Duration = Duration::from_millis(100);
 /// A node that does not answer within this time is asked again in the next round.
@@ -41,9 +43,9 @@ pub enum FormationError {
     /// Its directory is not the one that the cluster knows.
     #[error(
         "data directory {}: node {formed_by} belongs to a formed cluster in which node {node} has another directory; \
-         this one is new or was wiped, and must not vote under the old id: put the lost directory back, or \
-         leave it stopped, the others go on while they are a majority; replacing a node under a new id \
-         (`unibusctl node replace`) comes with a later version",
+         this one is new or was wiped, and must not vote under the old id: put the lost directory back, or mint a \
+         new node with `unibus-node plan --add` and run `unibusctl node replace {node} --with NEW`; the others go \
+         on while they are a majority",
         path.display()
     )]
     NotOurs {
@@ -61,6 +63,16 @@ pub enum FormationError {
         .0.display()
     )]
     OtherPlan(PathBuf),
+    /// The cluster does not take it in.
+    #[error("node {node} asked to be taken in, node {by} refused: {why}")]
+    Refused {
+        /// This node.
+        node: NodeId,
+        /// Who said so.
+        by: NodeId,
+        /// Why.
+        why: String,
+    },
 }
 
 /// This node's part in the formation of its cluster.
@@ -69,6 +81,8 @@ pub struct Formation<E: Env> {
     dir: PathBuf,
     identity: Identity,
     plan: Plan,
+    /// The cluster is there already: this node takes no part in forming one.
+    join: bool,
     /// Held while the promise is being written.
     writing: Mutex<()>,
     promise: RwLock<Option<Promise>>,
@@ -77,7 +91,13 @@ pub struct Formation<E: Env> {
 
 impl<E: Env> Formation<E> {
     /// Reads what the directory was promised to.
-    pub async fn load(env: E, dir: PathBuf, identity: Identity, plan: Plan) -> Result<Self, FormationError> {
+    pub async fn load(
+        env: E,
+        dir: PathBuf,
+        identity: Identity,
+        plan: Plan,
+        join: bool,
+    ) -> Result<Self, FormationError> {
         let promise = Promise::load(&env, &dir).await?;
         let foreign = |promise: &Promise| promise.formed.is_none() && promise.plan_hash != plan.hash();
         if promise.as_ref().is_some_and(foreign) {
@@ -90,6 +110,7 @@ impl<E: Env> Formation<E> {
             dir,
             identity,
             plan,
+            join,
             writing: Mutex::new(()),
             promise: RwLock::new(promise),
             waiting_for: RwLock::new(waiting_for),
@@ -112,7 +133,9 @@ impl<E: Env> Formation<E> {
     ) -> Result<(), String> {
         let other = |expected: &str| Err(format!("directory: node {peer} has {directory}, expected {expected}"));
         match (purpose, known, self.promise()) {
-            (Purpose::Formation(_), ..) | (_, Some(true), _) => Ok(()),
+            (Purpose::Formation(_) | Purpose::Join(_), ..) | (_, Some(true), _) => Ok(()),
+            // It has promised its disk to whichever cluster takes it in; the leaders name this very directory.
+            (.., Some(_)) if self.join => Ok(()),
             (_, Some(false), _) => other("the one in the membership: its disk is not the one we know"),
             // The initializer writes down the members before any group exists.
             (.., None, Some(promise)) if self.initializes() && promise.formed.is_none() => {
@@ -157,6 +180,9 @@ impl<E: Env> Formation<E> {
             return Ok(answer(State::Formed, String::new()));
         }
         let refused = |why: String| Ok(answer(State::Refused, why));
+        if self.join {
+            return refused("it joins a cluster that is there already".into());
+        }
         if request.plan_hash != self.plan.hash()[..] {
             return refused("it was started with another plan: give all nodes folders of one plan".into());
         }

@@ -90,8 +90,8 @@ fn only_the_owner_can_read_a_plan() {
         assert_eq!(metadata.permissions().mode() & 0o777, expected, "{}", path.display());
         files += 1;
     });
-    // The authorities' folder with its four files, and three nodes' with nine each.
-    assert_eq!(files, 1 + 4 + 3 * (1 + 9));
+    // The authorities' folder with its five files, and three nodes' with ten each.
+    assert_eq!(files, 1 + 5 + 3 * (1 + 10));
 }
 
 #[test]

@@ -196,6 +196,7 @@ impl Cluster {
         let config = NodeConfig {
             node: id,
             plan: self.inner.planned.clone(),
+            join: false,
             data_dir: PathBuf::from(DATA_DIR),
             store: self.inner.store.clone(),
             version: "sim".into(),

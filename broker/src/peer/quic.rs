@@ -38,6 +38,9 @@ const BIDI_STREAMS_PER_GROUP: u32 = 8;
 const BIDI_STREAMS_EXTRA: u32 = 64;
 const INCOMING_MAX: usize = 64;
 const INCOMING_BYTES_MAX: u64 = 1 << 20;
+/// Connections of nodes that are no members, and streams of each.
+const GUESTS_MAX: usize = 16;
+const GUEST_STREAMS_MAX: u32 = 4;
 /// Above so many handshakes at once an address must prove itself first.
 const UNVALIDATED_MAX: usize = 32;
 const IDLE: Duration = Duration::from_secs(10);
@@ -56,6 +59,8 @@ const ACCEPTED_MAX: usize = 256;
 
 const CLOSED_DONE: VarInt = VarInt::from_u32(0);
 const CLOSED_REFUSED: VarInt = VarInt::from_u32(1);
+const LEFT: &[u8] = b"no longer a member";
+const JOINED: &[u8] = b"a member by now: connect anew";
 
 /// What a node needs for its peer port.
 pub struct QuicSettings {
@@ -65,7 +70,7 @@ pub struct QuicSettings {
     pub cluster: ClusterId,
     /// This node.
     pub node: NodeId,
-    /// host:port of the other nodes; nobody else is accepted.
+    /// host:port of the other nodes, until `set_peers` names others.
     pub peers: BTreeMap<NodeId, String>,
     /// Certificate, key and peer authority.
     pub tls: Material,
@@ -112,6 +117,8 @@ struct Inner {
     slots: RwLock<BTreeMap<(NodeId, bool), Slot>>,
     accepted: Mutex<mpsc::Receiver<Accepted>>,
     handshakes: AtomicUsize,
+    /// Connections that others opened, and whether they were members then.
+    incoming: RwLock<Vec<(NodeId, bool, Connection)>>,
 }
 
 impl QuicNet {
@@ -140,6 +147,7 @@ impl QuicNet {
             slots: RwLock::default(),
             accepted: Mutex::new(accepted),
             handshakes: AtomicUsize::new(0),
+            incoming: RwLock::default(),
         });
         tokio::spawn(listen(inner.clone(), sender));
         Ok(Self { inner })
@@ -148,13 +156,6 @@ impl QuicNet {
     /// Where the peer port listens.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.endpoint.local_addr()
-    }
-
-    /// The nodes that may connect from now on, with their addresses. Others are cut off.
-    pub fn set_peers(&self, peers: BTreeMap<NodeId, String>) {
-        let known: BTreeSet<NodeId> = peers.keys().copied().collect();
-        *self.inner.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
-        self.inner.slots.write().unwrap_or_else(PoisonError::into_inner).retain(|(node, _), _| known.contains(node));
     }
 
     /// Closes all connections and the port.
@@ -244,15 +245,17 @@ async fn serve(inner: &Inner, connection: Connection, accepted: mpsc::Sender<Acc
             return connection.close(CLOSED_REFUSED, why.as_bytes());
         }
     };
+    if !inner.admit(peer, &connection) {
+        tracing::warn!(%from, %peer, "peer refused: {GUESTS_MAX} nodes that are no members are connected");
+        return connection.close(CLOSED_REFUSED, b"too many nodes that are no members");
+    }
     tracing::debug!(%peer, %from, "peer connected");
     while let Ok((send, receive)) = connection.accept_bi().await {
-        if !inner.knows(peer) {
-            return connection.close(CLOSED_REFUSED, b"no longer a member");
-        }
         if accepted.send((peer, (QuicTx::new(send), QuicRx::new(receive)))).await.is_err() {
-            return;
+            break;
         }
     }
+    inner.forget(&connection);
 }
 
 impl Inner {
@@ -260,7 +263,41 @@ impl Inner {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).contains_key(&peer)
     }
 
-    /// Who is at the other end, if it may be there.
+    /// Takes note of a connection that another node opened. One that is no member is a guest: it may ask
+    /// to be taken in or be told why not, on few streams; whoever accepts streams sees to that.
+    fn admit(&self, peer: NodeId, connection: &Connection) -> bool {
+        let mut incoming = self.incoming.write().unwrap_or_else(PoisonError::into_inner);
+        // Looked up under the lock, or a node that is removed meanwhile would stay.
+        let is_member = self.knows(peer);
+        if !is_member {
+            if incoming.iter().filter(|(_, was_member, _)| !was_member).count() >= GUESTS_MAX {
+                return false;
+            }
+            connection.set_max_concurrent_bi_streams(GUEST_STREAMS_MAX.into());
+        }
+        incoming.push((peer, is_member, connection.clone()));
+        true
+    }
+
+    fn forget(&self, connection: &Connection) {
+        let mut incoming = self.incoming.write().unwrap_or_else(PoisonError::into_inner);
+        incoming.retain(|(_, _, other)| other.stable_id() != connection.stable_id());
+    }
+
+    /// Ends the connections of nodes that are members no longer, and of guests that have become members:
+    /// they connect anew.
+    fn cut(&self) {
+        let mut incoming = self.incoming.write().unwrap_or_else(PoisonError::into_inner);
+        incoming.retain(|(peer, was_member, connection)| {
+            let stays = *was_member == self.knows(*peer);
+            if !stays {
+                connection.close(CLOSED_REFUSED, if *was_member { LEFT } else { JOINED });
+            }
+            stays
+        });
+    }
+
+    /// Who is at the other end.
     fn authenticate(&self, connection: &Connection) -> Result<NodeId, String> {
         let identity = connection.peer_identity().ok_or("no certificate")?;
         let chain = identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "no X.509 certificate")?;
@@ -268,8 +305,8 @@ impl Inner {
         if name.cluster != self.cluster {
             return Err(format!("certificate of cluster {}, expected {}", name.cluster, self.cluster));
         }
-        if name.node == self.node || !self.knows(name.node) {
-            return Err(format!("certificate of node {}, which is not another member of this cluster", name.node));
+        if name.node == self.node {
+            return Err(format!("certificate of node {}, which is this one", name.node));
         }
         Ok(name.node)
     }
@@ -340,6 +377,22 @@ impl Net for QuicNet {
         };
         send.set_priority(priority).map_err(|error| NetError::Closed(error.to_string()))?;
         Ok((QuicTx::new(send), QuicRx::new(receive)))
+    }
+
+    fn set_peers(&self, peers: BTreeMap<NodeId, String>) {
+        let known: BTreeSet<NodeId> = peers.keys().copied().collect();
+        *self.inner.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
+        self.inner.slots.write().unwrap_or_else(PoisonError::into_inner).retain(|(node, _), slot| {
+            // A slot that is locked is being dialled; without a known peer it is not used.
+            if !known.contains(node)
+                && let Ok(slot) = slot.try_lock()
+                && let Some(connection) = &*slot
+            {
+                connection.close(CLOSED_REFUSED, b"no longer a member");
+            }
+            known.contains(node)
+        });
+        self.inner.cut();
     }
 
     async fn accept(&self) -> Result<(NodeId, Duplex<Self>), NetError> {

@@ -6,6 +6,7 @@ mod auth;
 mod cluster;
 mod failover;
 mod grpc;
+mod members;
 mod net;
 mod orphan;
 mod publish;

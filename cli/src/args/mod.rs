@@ -2,6 +2,7 @@
 
 mod cluster;
 mod message;
+mod node;
 mod people;
 mod room;
 mod tools;
@@ -13,6 +14,7 @@ use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subco
 
 pub use cluster::{CheckArgs, StatusArgs};
 pub use message::{PubArgs, SubArgs};
+pub use node::{NodeCommand, WaitArgs};
 pub use people::{IdentityCommand, IdentityNewArgs, UserAddArgs, UserCommand};
 #[cfg(test)]
 pub use people::{IdentityKind, RoleArg};
@@ -133,6 +135,16 @@ pub enum Command {
     Status(StatusArgs),
     #[allow(missing_docs)]
     Check(CheckArgs),
+    /// Nodes of the cluster: drain, add, remove, replace
+    #[command(
+        subcommand,
+        before_help = "Examples:
+  unibusctl node list
+  unibusctl node drain n2
+  unibusctl node replace n3 --with n4",
+        after_help = "Next: unibusctl status"
+    )]
+    Node(NodeCommand),
     /// Load tests
     #[command(
         subcommand,
@@ -175,6 +187,7 @@ People:
 Cluster:
   status       Shows nodes, groups, leaders, lag, disk and agreement of the replicas
   check        Walks the whole client path and says whether it works
+  node         Nodes of the cluster: drain, add, remove, replace
 Tools:
   bench        Load tests
   profile      Profiles: where a cluster is and whom to sign in as

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod check_loop;
 mod identity;
+mod node;
 mod profile;
 mod publish;
 mod room;
@@ -27,6 +28,7 @@ pub async fn run(cli: Cli, out: Output) -> Result<u8> {
         Command::User(command) => user::run(command, global, out).await?,
         Command::Identity(command) => identity::run(command, out)?,
         Command::Whoami => user::whoami(global, out).await?,
+        Command::Node(command) => node::run(command, global, out).await?,
         Command::Status(args) => status::run(args, global, out).await?,
         Command::Check(args) => return Ok(check::run(args, global, out).await),
         Command::Bench(command) => bench::run(command, global, out).await?,
