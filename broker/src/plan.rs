@@ -26,10 +26,10 @@ use crate::config;
 mod extend;
 mod folder;
 
-pub use extend::{add_host, extend, is_plan};
 use extend::Ledger;
-pub(crate) use folder::{create_dir, write_file};
+pub use extend::{add_host, extend, is_plan};
 use folder::NewNode;
+pub(crate) use folder::{create_dir, write_file};
 
 const PEER_PORT: u16 = 7401;
 const CLIENT_PORT: u16 = 7400;

@@ -34,13 +34,7 @@ pub struct NodeVitals<E: Env> {
 
 impl<E: Env> NodeVitals<E> {
     /// Of a node that has just been opened.
-    pub fn new(
-        env: E,
-        dir: PathBuf,
-        store: Store<E>,
-        formation: Arc<Formation<E>>,
-        members: Arc<Members<E>>,
-    ) -> Self {
+    pub fn new(env: E, dir: PathBuf, store: Store<E>, formation: Arc<Formation<E>>, members: Arc<Members<E>>) -> Self {
         let not_ready = RwLock::new(vec!["starting".into()]);
         let (used_bytes, free_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { env, dir, store, formation, members, not_ready, used_bytes, free_bytes }
@@ -56,7 +50,8 @@ impl<E: Env> NodeVitals<E> {
                 well = Some(now);
             }
             let is_member = self.members.removed().is_none();
-            let tolerated = is_member && well.is_some_and(|well| now.saturating_duration_since(well) < LEADERLESS_TOLERATED);
+            let tolerated =
+                is_member && well.is_some_and(|well| now.saturating_duration_since(well) < LEADERLESS_TOLERATED);
             let reasons = if tolerated { Vec::new() } else { found };
             *self.not_ready.write().unwrap_or_else(PoisonError::into_inner) = reasons;
             if measured.is_none_or(|measured| now.saturating_duration_since(measured) >= MEASURE_EVERY) {

@@ -84,7 +84,11 @@ impl<E: Env> Group<E> {
 
     /// Changes the membership by one step, if it is still the one at `expected`. Returns when the change
     /// is committed.
-    pub async fn change_membership(&self, expected: Option<LogId>, step: MembershipStep) -> Result<(), MembershipError> {
+    pub async fn change_membership(
+        &self,
+        expected: Option<LogId>,
+        step: MembershipStep,
+    ) -> Result<(), MembershipError> {
         // A learner that is asked for is no voter that leaves.
         let retain = matches!(step, MembershipStep::AddLearner(..));
         let still = Precondition::LastMembershipLogId { last_membership_log_id: expected };
@@ -93,9 +97,9 @@ impl<E: Env> Group<E> {
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(MembershipError::NotLeader { leader: not_leader_of(&forward) })
             }
-            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(why)))) => {
-                Err(MembershipError::Changed(why.to_string()))
-            }
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(
+                why,
+            )))) => Err(MembershipError::Changed(why.to_string())),
             Err(RaftError::APIError(ClientWriteError::PreconditionFailed(why))) => {
                 Err(MembershipError::Changed(why.to_string()))
             }

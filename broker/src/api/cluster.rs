@@ -4,9 +4,9 @@ use tonic::{Request, Response, Status, async_trait};
 use unibus_proto::v1::cluster_service_server::ClusterService;
 use unibus_proto::v1::{
     AddNodeRequest, AddNodeResponse, DrainNodeRequest, DrainNodeResponse, GetStatusRequest, GetStatusResponse,
-    GetTopologyRequest, GetTopologyResponse, ListNodesRequest, ListNodesResponse, RemoveNodeRequest, RemoveNodeResponse,
-    ReplaceNodeRequest, ReplaceNodeResponse, SnapshotRequest, SnapshotResponse, TransferLeaderRequest,
-    TransferLeaderResponse, UndrainNodeRequest, UndrainNodeResponse,
+    GetTopologyRequest, GetTopologyResponse, ListNodesRequest, ListNodesResponse, RemoveNodeRequest,
+    RemoveNodeResponse, ReplaceNodeRequest, ReplaceNodeResponse, SnapshotRequest, SnapshotResponse,
+    TransferLeaderRequest, TransferLeaderResponse, UndrainNodeRequest, UndrainNodeResponse,
 };
 use unibus_raft_store::env::Env;
 

@@ -38,14 +38,13 @@ impl<E: Env> Formation<E> {
     async fn ask_until_accepted(&self, members: &Members<E>) -> Result<(), FormationError> {
         let Some(own) = self.own() else { return Err(FormationError::OtherPlan(self.dir.clone())) };
         // Accepted once and heard of by the log, it need not ask again after a restart.
-        while members.state_of(self.identity.node).is_none() {
-            let peers: Vec<NodeId> =
-                members.present().into_keys().filter(|node| *node != self.identity.node).collect();
+        while !members.has_us() {
+            let peers: Vec<NodeId> = members.present().into_keys().filter(|node| *node != self.identity.node).collect();
             let asked = peers.iter().map(|&peer| join::ask(&self.env, &self.identity, peer, own.clone()));
             let mut waits = BTreeMap::new();
             for (peer, answer) in peers.iter().zip(futures::future::join_all(asked).await) {
                 match answer.map(|answer| (answer.state(), answer.message, answer.registry)) {
-                    Ok((State::Accepted, _, registry)) => members.learn(registry),
+                    Ok((State::Accepted, _, registry)) => members.learn(registry.as_ref()),
                     Ok((State::Refused, why, _)) => {
                         return Err(FormationError::Refused { node: self.identity.node, by: *peer, why });
                     }

@@ -97,7 +97,7 @@ pub fn next(wanted: &Wanted, group: &GroupMembership, leader: NodeId, alive: &BT
 
 /// A wanted node that the group does not know.
 fn to_learn(wanted: &Wanted, group: &GroupMembership) -> Option<Decision> {
-    let (node, directory) = wanted.members.iter().find(|(node, _)| !group.members.contains_key(node))?;
+    let (node, directory) = wanted.members.iter().find(|(node, _)| !group.members.contains_key(*node))?;
     Some(Decision::Step(MembershipStep::AddLearner(*node, *directory)))
 }
 
@@ -105,7 +105,7 @@ fn to_learn(wanted: &Wanted, group: &GroupMembership) -> Option<Decision> {
 fn to_vote(wanted: &Wanted, group: &GroupMembership, alive: &BTreeSet<NodeId>) -> Option<Decision> {
     let voters = group.target_voters();
     let mut waits = None;
-    for &node in wanted.members.keys().filter(|node| group.members.contains_key(node) && !voters.contains(node)) {
+    for &node in wanted.members.keys().filter(|node| group.members.contains_key(*node) && !voters.contains(*node)) {
         let matched = group.matched.get(&node).copied().unwrap_or(0);
         if matched + LAG_MAX < group.last_index || !alive.contains(&node) {
             let away = if alive.contains(&node) { "" } else { ", and it is not reachable" };
@@ -123,15 +123,10 @@ fn to_vote(wanted: &Wanted, group: &GroupMembership, alive: &BTreeSet<NodeId>) -
 }
 
 /// A node that is to leave.
-fn to_leave(
-    wanted: &Wanted,
-    group: &GroupMembership,
-    leader: NodeId,
-    alive: &BTreeSet<NodeId>,
-) -> Option<Decision> {
+fn to_leave(wanted: &Wanted, group: &GroupMembership, leader: NodeId, alive: &BTreeSet<NodeId>) -> Option<Decision> {
     let voters = group.target_voters();
     let mut waits = None;
-    for node in group.members.keys().filter(|node| !wanted.members.contains_key(node)) {
+    for node in group.members.keys().filter(|node| !wanted.members.contains_key(*node)) {
         if !voters.contains(node) {
             return Some(Decision::Step(MembershipStep::RemoveLearner(*node)));
         }
@@ -156,7 +151,7 @@ fn change(
     remove: BTreeSet<NodeId>,
     alive: &BTreeSet<NodeId>,
 ) -> Decision {
-    let after: BTreeSet<NodeId> = voters.union(&add).filter(|node| !remove.contains(node)).copied().collect();
+    let after: BTreeSet<NodeId> = voters.union(&add).filter(|node| !remove.contains(*node)).copied().collect();
     for set in [voters, &after] {
         let live = set.intersection(alive).count();
         if !has_live_majority(set, alive) {

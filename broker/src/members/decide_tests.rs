@@ -37,7 +37,7 @@ fn take(group: &mut GroupMembership, step: &MembershipStep) {
         }
         MembershipStep::ChangeVoters { add, remove } => {
             let voters = group.target_voters();
-            group.voters = vec![voters.union(add).filter(|node| !remove.contains(node)).copied().collect()];
+            group.voters = vec![voters.union(add).filter(|node| !remove.contains(*node)).copied().collect()];
             group.members.retain(|node, _| !remove.contains(node));
         }
         MembershipStep::FinishJoint => drop(group.voters.remove(0)),

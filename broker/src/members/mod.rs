@@ -86,17 +86,24 @@ impl<E: Env> Members<E> {
     }
 
     /// Takes note of the registry that a member told.
-    pub fn learn(&self, registry: Option<Registry>) {
+    pub fn learn(&self, registry: Option<&Registry>) {
         let Some(registry) = registry else { return };
         let mut told = self.told.write().unwrap_or_else(PoisonError::into_inner);
         if registry.version > told.version {
-            *told = registry;
+            *told = registry.clone();
         }
     }
 
     /// What is wanted of a node; none when it is not known.
     pub fn state_of(&self, node: NodeId) -> Option<NodeState> {
         self.registry().nodes.iter().find(|row| id_of(row) == node).map(state)
+    }
+
+    /// Whether this node is a member, with this very directory.
+    pub fn has_us(&self) -> bool {
+        let is_us =
+            |row: &NodeRow| id_of(row) == self.identity.node && directory_of(row) == Some(self.identity.directory);
+        self.registry().nodes.iter().any(is_us)
     }
 
     /// The nodes to talk to, with what the plan adds while the registry does not know better.
@@ -126,7 +133,9 @@ impl<E: Env> Members<E> {
         let row = registry.nodes.iter().find(|row| id_of(row) == peer);
         match row {
             None => Standing::Refused(format!("unknown: node {peer} is no member of this cluster")),
-            Some(row) if state(row) == NodeState::Removed => Standing::Refused(removed_text(peer, row)),
+            Some(row) if state(row) == NodeState::Removed => {
+                Standing::Refused(format!("{REMOVED}{}", removed_text(peer, row)))
+            }
             Some(row) if directory_of(row) == Some(directory) => Standing::Member,
             Some(_) => Standing::Refused(format!(
                 "directory: node {peer} has {directory}, which is not the disk that the cluster knows of it"
@@ -154,7 +163,7 @@ const REMOVED: &str = "removed: ";
 
 fn removed_text(node: NodeId, row: &NodeRow) -> String {
     let by = if row.replaced_by == 0 { String::new() } else { format!(", node {} is in its place", row.replaced_by) };
-    format!("{REMOVED}node {node} was removed from the cluster{by}; its id is never used again")
+    format!("node {node} was removed from the cluster{by}; its id is never used again")
 }
 
 /// The node of a row.

@@ -58,7 +58,8 @@ async fn round<E: Env>(members: &Members<E>, shards: &Shards<E>) -> Vec<String> 
     let outcomes = futures::future::join_all(steps).await;
     let mut moving: Vec<String> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err().cloned()).collect();
     let present: BTreeSet<NodeId> = outcomes.into_iter().filter_map(Result::ok).flatten().collect();
-    for node in wanted.leaving().filter(|node| moving.is_empty() && !present.contains(node)) {
+    let left: Vec<NodeId> = wanted.leaving().filter(|node| moving.is_empty() && !present.contains(node)).collect();
+    for node in left {
         let gone = Command::NodeGone(NodeGone { node_id: node.0 });
         match shards.propose_and_see(GroupId::META, gone).await {
             Ok(_) => tracing::info!(%node, "no group has the node any more"),

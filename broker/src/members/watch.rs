@@ -9,7 +9,7 @@ use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::v1::NodeState;
 use unibus_raft_store::env::{Env, Net, sleep};
 
-use super::{Members, REMOVED, id_of, state};
+use super::{Members, REMOVED, id_of, removed_text, state};
 use crate::service::Service;
 
 /// Between two looks: a removed node is cut off within this time.
@@ -39,8 +39,7 @@ fn apply<E: Env>(env: &E, members: &Members<E>, service: &Service<E>) {
     let mut present = members.present();
     present.remove(&members.identity.node);
     service.shards().peers().set(present.keys().copied());
-    let addresses: BTreeMap<NodeId, String> =
-        present.into_iter().map(|(id, node)| (id, node.peer_address)).collect();
+    let addresses: BTreeMap<NodeId, String> = present.into_iter().map(|(id, node)| (id, node.peer_address)).collect();
     env.net().set_peers(addresses);
 }
 
@@ -50,10 +49,11 @@ fn removal<E: Env>(members: &Members<E>, service: &Service<E>, state: Option<Nod
     let own = members.identity.node;
     let peers = service.shards().peers();
     let told = peers.refusals().into_iter().find_map(|why| why.split_once(REMOVED).map(|(_, text)| text.to_owned()));
-    if told.is_some() || state == Some(NodeState::Removed) {
-        return told.or_else(|| Some(format!("node {own} was removed from the cluster; its id is never used again")));
+    if state != Some(NodeState::Removed) {
+        return told;
     }
-    None
+    let rows = members.registry().nodes;
+    rows.iter().find(|row| id_of(row) == own).map(|row| removed_text(own, row))
 }
 
 async fn lead_nothing<E: Env>(members: &Members<E>, service: &Service<E>) {

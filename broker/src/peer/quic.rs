@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, mpsc};
 use unibus_proto::id::{ClusterId, NodeId};
 use unibus_raft_store::env::{Duplex, Lane, Net, NetError};
 
+use super::incoming::{Incoming, LEFT};
 use super::stream::{QuicRx, QuicTx};
 use crate::certs;
 use crate::tls::{self, Material, TlsError};
@@ -38,9 +39,6 @@ const BIDI_STREAMS_PER_GROUP: u32 = 8;
 const BIDI_STREAMS_EXTRA: u32 = 64;
 const INCOMING_MAX: usize = 64;
 const INCOMING_BYTES_MAX: u64 = 1 << 20;
-/// Connections of nodes that are no members, and streams of each.
-const GUESTS_MAX: usize = 16;
-const GUEST_STREAMS_MAX: u32 = 4;
 /// Above so many handshakes at once an address must prove itself first.
 const UNVALIDATED_MAX: usize = 32;
 const IDLE: Duration = Duration::from_secs(10);
@@ -58,9 +56,7 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const ACCEPTED_MAX: usize = 256;
 
 const CLOSED_DONE: VarInt = VarInt::from_u32(0);
-const CLOSED_REFUSED: VarInt = VarInt::from_u32(1);
-const LEFT: &[u8] = b"no longer a member";
-const JOINED: &[u8] = b"a member by now: connect anew";
+pub(super) const CLOSED_REFUSED: VarInt = VarInt::from_u32(1);
 
 /// What a node needs for its peer port.
 pub struct QuicSettings {
@@ -117,8 +113,7 @@ struct Inner {
     slots: RwLock<BTreeMap<(NodeId, bool), Slot>>,
     accepted: Mutex<mpsc::Receiver<Accepted>>,
     handshakes: AtomicUsize,
-    /// Connections that others opened, and whether they were members then.
-    incoming: RwLock<Vec<(NodeId, bool, Connection)>>,
+    incoming: Incoming,
 }
 
 impl QuicNet {
@@ -147,7 +142,7 @@ impl QuicNet {
             slots: RwLock::default(),
             accepted: Mutex::new(accepted),
             handshakes: AtomicUsize::new(0),
-            incoming: RwLock::default(),
+            incoming: Incoming::default(),
         });
         tokio::spawn(listen(inner.clone(), sender));
         Ok(Self { inner })
@@ -245,8 +240,8 @@ async fn serve(inner: &Inner, connection: Connection, accepted: mpsc::Sender<Acc
             return connection.close(CLOSED_REFUSED, why.as_bytes());
         }
     };
-    if !inner.admit(peer, &connection) {
-        tracing::warn!(%from, %peer, "peer refused: {GUESTS_MAX} nodes that are no members are connected");
+    if !inner.incoming.admit(peer, &connection, |peer| inner.knows(peer)) {
+        tracing::warn!(%from, %peer, "peer refused: too many nodes that are no members are connected");
         return connection.close(CLOSED_REFUSED, b"too many nodes that are no members");
     }
     tracing::debug!(%peer, %from, "peer connected");
@@ -255,46 +250,12 @@ async fn serve(inner: &Inner, connection: Connection, accepted: mpsc::Sender<Acc
             break;
         }
     }
-    inner.forget(&connection);
+    inner.incoming.forget(&connection);
 }
 
 impl Inner {
     fn knows(&self, peer: NodeId) -> bool {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).contains_key(&peer)
-    }
-
-    /// Takes note of a connection that another node opened. One that is no member is a guest: it may ask
-    /// to be taken in or be told why not, on few streams; whoever accepts streams sees to that.
-    fn admit(&self, peer: NodeId, connection: &Connection) -> bool {
-        let mut incoming = self.incoming.write().unwrap_or_else(PoisonError::into_inner);
-        // Looked up under the lock, or a node that is removed meanwhile would stay.
-        let is_member = self.knows(peer);
-        if !is_member {
-            if incoming.iter().filter(|(_, was_member, _)| !was_member).count() >= GUESTS_MAX {
-                return false;
-            }
-            connection.set_max_concurrent_bi_streams(GUEST_STREAMS_MAX.into());
-        }
-        incoming.push((peer, is_member, connection.clone()));
-        true
-    }
-
-    fn forget(&self, connection: &Connection) {
-        let mut incoming = self.incoming.write().unwrap_or_else(PoisonError::into_inner);
-        incoming.retain(|(_, _, other)| other.stable_id() != connection.stable_id());
-    }
-
-    /// Ends the connections of nodes that are members no longer, and of guests that have become members:
-    /// they connect anew.
-    fn cut(&self) {
-        let mut incoming = self.incoming.write().unwrap_or_else(PoisonError::into_inner);
-        incoming.retain(|(peer, was_member, connection)| {
-            let stays = *was_member == self.knows(*peer);
-            if !stays {
-                connection.close(CLOSED_REFUSED, if *was_member { LEFT } else { JOINED });
-            }
-            stays
-        });
     }
 
     /// Who is at the other end.
@@ -388,11 +349,11 @@ impl Net for QuicNet {
                 && let Ok(slot) = slot.try_lock()
                 && let Some(connection) = &*slot
             {
-                connection.close(CLOSED_REFUSED, b"no longer a member");
+                connection.close(CLOSED_REFUSED, LEFT);
             }
             known.contains(node)
         });
-        self.inner.cut();
+        self.inner.incoming.cut(|peer| self.inner.knows(peer));
     }
 
     async fn accept(&self) -> Result<(NodeId, Duplex<Self>), NetError> {

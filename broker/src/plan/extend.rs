@@ -28,12 +28,30 @@ pub(super) struct Ledger {
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 struct LedgerNode {
-    #[serde(flatten)]
-    node: NodeSection,
+    id: u64,
+    name: String,
+    peer: String,
+    client: String,
+    sign_key: String,
     /// Another one was minted in its place: new nodes need not know it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     replaced: bool,
+}
+
+impl From<&PlanNode> for LedgerNode {
+    fn from(node: &PlanNode) -> Self {
+        let NodeSection { id, name, peer, client, sign_key } = NodeSection::from(node);
+        Self { id, name, peer, client, sign_key, replaced: false }
+    }
+}
+
+impl LedgerNode {
+    fn section(&self) -> NodeSection {
+        let Self { id, name, peer, client, sign_key, .. } = self.clone();
+        NodeSection { id, name, peer, client, sign_key }
+    }
 }
 
 /// Whether there is a plan in `out` that can be extended.
@@ -51,10 +69,10 @@ pub fn extend(
 ) -> Result<(Plan, Vec<PathBuf>), PlanError> {
     cluster.check()?;
     let ledger = Ledger::load(out)?;
-    let is_known = |host: &&Host| ledger.node.iter().any(|known| known.node.name == host.name);
+    let is_known = |host: &&Host| ledger.node.iter().any(|known| known.name == host.name);
     let new: Vec<&Host> = cluster.node.iter().filter(|host| !is_known(host)).collect();
-    let is_listed = |known: &LedgerNode| cluster.node.iter().any(|host| host.name == known.node.name);
-    let replaced = ledger.node.iter().filter(|known| !is_listed(known)).map(|known| known.node.name.clone()).collect();
+    let is_listed = |known: &LedgerNode| cluster.node.iter().any(|host| host.name == known.name);
+    let replaced = ledger.node.iter().filter(|known| !is_listed(known)).map(|known| known.name.clone()).collect();
     if new.is_empty() {
         return Err(PlanError::NothingNew(out.into()));
     }
@@ -71,7 +89,7 @@ pub fn add_host(
 ) -> Result<(Plan, Vec<PathBuf>), PlanError> {
     let ledger = Ledger::load(out)?;
     host.check()?;
-    let known = |name: &str| ledger.node.iter().any(|known| known.node.name == name);
+    let known = |name: &str| ledger.node.iter().any(|known| known.name == name);
     let invalid = |what: &str, found: String, expected: &str| {
         Err(PlanError::Invalid { what: what.into(), found, expected: expected.into() })
     };
@@ -79,7 +97,7 @@ pub fn add_host(
         return invalid("--add", format!("{:?}, which was minted before", host.name), "a name of its own");
     }
     if let Some(replaces) = replaces.filter(|name| !known(name)) {
-        let names: Vec<&str> = ledger.node.iter().map(|known| known.node.name.as_str()).collect();
+        let names: Vec<&str> = ledger.node.iter().map(|known| known.name.as_str()).collect();
         return invalid("--replaces", format!("{replaces:?}"), &format!("a node of the plan: {}", names.join(", ")));
     }
     add(ledger, out, &[host], replaces.into_iter().map(str::to_owned).collect(), rng, tuning)
@@ -96,15 +114,16 @@ fn add(
     #[allow(clippy::disallowed_methods)] // A tool for operators; simulations do not mint certificates.
     let now = SystemTime::now();
     let cluster = ledger.cluster_id(out)?;
-    let authorities = [Authority::load(cluster, "peer", &out.join("ca"))?, Authority::load(cluster, "client", &out.join("ca"))?];
-    for known in ledger.node.iter_mut().filter(|known| replaced.contains(&known.node.name)) {
+    let authorities =
+        [Authority::load(cluster, "peer", &out.join("ca"))?, Authority::load(cluster, "client", &out.join("ca"))?];
+    for known in ledger.node.iter_mut().filter(|known| replaced.contains(&known.name)) {
         known.replaced = true;
     }
     let mut minted = Vec::new();
     for host in hosts {
-        let id = NodeId(ledger.node.iter().map(|known| known.node.id).max().unwrap_or(0) + 1);
+        let id = NodeId(ledger.node.iter().map(|known| known.id).max().unwrap_or(0) + 1);
         let (node, key) = mint_node(host, id, rng);
-        ledger.node.push(LedgerNode { node: NodeSection::from(&node), replaced: false });
+        ledger.node.push(LedgerNode::from(&node));
         minted.push((host, node, key));
     }
     let plan = ledger.plan(out)?;
@@ -121,8 +140,11 @@ fn add(
 impl Ledger {
     /// Of a plan that was just minted.
     pub fn of(plan: &Plan) -> Self {
-        let node = |node: &PlanNode| LedgerNode { node: NodeSection::from(node), replaced: false };
-        Self { cluster: plan.cluster.to_string(), shards: plan.shards, node: plan.nodes.iter().map(node).collect() }
+        Self {
+            cluster: plan.cluster.to_string(),
+            shards: plan.shards,
+            node: plan.nodes.iter().map(LedgerNode::from).collect(),
+        }
     }
 
     fn load(out: &Path) -> Result<Self, PlanError> {
@@ -155,7 +177,7 @@ impl Ledger {
         let unreadable = |what: &str| PlanError::Ledger { path: out.join(LEDGER), cause: what.into() };
         let mut nodes = Vec::new();
         for known in self.node.iter().filter(|known| !known.replaced) {
-            nodes.push(config::plan_node(&known.node).map_err(|error| unreadable(&error.to_string()))?);
+            nodes.push(config::plan_node(&known.section()).map_err(|error| unreadable(&error.to_string()))?);
         }
         nodes.sort_by_key(|node| node.id);
         Ok(Plan { cluster: self.cluster_id(out)?, shards: self.shards, nodes })

@@ -89,8 +89,10 @@ impl<E: Env> Service<E> {
                 running: Semaphore::new(0),
             }),
         };
-        let (says, hears) = (service.clone(), service.inner.parts.members.clone());
-        peers.exchange_with_all(move || says.said(), move |said| hears.learn(said.registry.clone()));
+        // The peers are part of the service: they must not keep it alive.
+        let (says, hears) = (Arc::downgrade(&service.inner), service.inner.parts.members.clone());
+        let say = move || says.upgrade().map(|inner| Self { inner }.said()).unwrap_or_default();
+        peers.exchange_with_all(say, move |said| hears.learn(said.registry.as_ref()));
         spawn::<E>(service.clone().reconcile());
         service
     }

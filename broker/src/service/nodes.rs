@@ -7,9 +7,7 @@ use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::log::{NodeAdd, NodeDrain, NodeRemove, PlannedNode, proposal::Command};
 use unibus_proto::row::NodeRow;
-use unibus_proto::v1::{
-    AddNodeRequest, ListNodesResponse, NodeInfo, NodeState, RemoveNodeRequest, ReplaceNodeRequest,
-};
+use unibus_proto::v1::{AddNodeRequest, ListNodesResponse, NodeInfo, NodeState, RemoveNodeRequest, ReplaceNodeRequest};
 use unibus_raft_store::env::Env;
 
 use super::{Caller, Failure, Outcome, Service, check};
@@ -46,7 +44,13 @@ impl<E: Env> Service<E> {
     }
 
     /// A node leads nothing from now on, or may lead again.
-    pub async fn drain_node(&self, caller: &Caller, request_id: Bytes, node: &str, draining: bool) -> Outcome<NodeInfo> {
+    pub async fn drain_node(
+        &self,
+        caller: &Caller,
+        request_id: Bytes,
+        node: &str,
+        draining: bool,
+    ) -> Outcome<NodeInfo> {
         let what = if draining { "drain node" } else { "undrain node" };
         caller.check_admin(what)?;
         check::request_id(&request_id)?;
@@ -98,9 +102,8 @@ impl<E: Env> Service<E> {
 
     /// What the reconciler would never do is refused at once, so that nobody waits for it.
     fn check_quorum_without(&self, leaving: NodeId) -> Outcome<()> {
-        let stays = |row: &&NodeRow| {
-            matches!(state(row), NodeState::Voter | NodeState::Draining) && id_of(row) != leaving
-        };
+        let stays =
+            |row: &&NodeRow| matches!(state(row), NodeState::Voter | NodeState::Draining) && id_of(row) != leaving;
         let after: BTreeSet<NodeId> = self.node_rows().iter().filter(stays).map(id_of).collect();
         let alive = |node: &NodeId| *node == self.node() || self.shards().peers().is_reachable(*node);
         let alive: BTreeSet<NodeId> = after.iter().copied().filter(alive).collect();
@@ -195,9 +198,7 @@ impl<E: Env> Service<E> {
         let votes = membership.is_settled() && membership.target_voters().contains(&node);
         match wanted {
             NodeState::Draining => votes && replica.leader().is_some_and(|leader| leader != node),
-            NodeState::Removing | NodeState::Removed => {
-                membership.committed && !membership.members.contains_key(&node)
-            }
+            NodeState::Removing | NodeState::Removed => membership.committed && !membership.members.contains_key(&node),
             _ => votes,
         }
     }

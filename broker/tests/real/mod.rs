@@ -176,4 +176,3 @@ pub fn assert_one_cluster(nodes: &[Running]) {
         }
     }
 }
-

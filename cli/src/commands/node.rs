@@ -140,7 +140,14 @@ fn list(nodes: &ListNodesResponse, all: bool, out: Output) -> Result<()> {
 
 fn show(node: &NodeInfo, hint: &str, out: Output) -> Result<()> {
     let line = || {
-        format!("{}\t{}\t{}\t{} of {}", node.name, node.node_id, state_name(node.state()), node.groups_moved, node.groups)
+        format!(
+            "{}\t{}\t{}\t{} of {}",
+            node.name,
+            node.node_id,
+            state_name(node.state()),
+            node.groups_moved,
+            node.groups
+        )
     };
     out.either("node", || describe(node), line)?;
     out.hint(hint.replace("NODE", &node.name));

@@ -7,9 +7,9 @@ use unibus_proto::log::proposal::Command;
 use unibus_proto::log::reply::Reply;
 use unibus_proto::signed::Document;
 use unibus_proto::v1::{
-    ActorProof, Delivery, DeviceBundle, DeviceEnd, DeviceKind, DeviceList, EndedDevice, Header, NodeState, OutgoingMessage,
-    PublishOutcome, Reject, RoomPolicy, RoomRole, RosterEntry, RosterEvent, RosterOp, Signature, Signed, Stored,
-    StoredMessage, TokenClaims, User, UserRole, UserStatus, delivery, publish_outcome,
+    ActorProof, Delivery, DeviceBundle, DeviceEnd, DeviceKind, DeviceList, EndedDevice, Header, NodeState,
+    OutgoingMessage, PublishOutcome, Reject, RoomPolicy, RoomRole, RosterEntry, RosterEvent, RosterOp, Signature,
+    Signed, Stored, StoredMessage, TokenClaims, User, UserRole, UserStatus, delivery, publish_outcome,
 };
 use unibus_proto::{log, row};
 
@@ -143,12 +143,7 @@ pub fn commands() -> Vec<Command> {
         Command::DeviceListPut(log::DeviceListPut { device_list: event, bundles: vec![signed()] }),
         Command::Tick(log::Tick {}),
         Command::SegmentSealed(log::SegmentSealed { segment: 6, length: 7, hash: hash(8) }),
-        Command::NodeAdd(log::NodeAdd {
-            request_id: id(2),
-            node: Some(node()),
-            replaces: 3,
-            actor: "alice".into(),
-        }),
+        Command::NodeAdd(log::NodeAdd { request_id: id(2), node: Some(node()), replaces: 3, actor: "alice".into() }),
         Command::NodeDrain(log::NodeDrain { request_id: id(2), node_id: 3, draining: true, actor: "alice".into() }),
         Command::NodeRemove(log::NodeRemove { request_id: id(2), node_id: 3, actor: "alice".into() }),
         Command::NodeGone(log::NodeGone { node_id: 3 }),

@@ -104,8 +104,11 @@ fn nodes_are_sound<R: Rows>(rows: &R) -> Result {
         let id = node.node_id;
         let state = node::state(row);
         ensure(state != NodeState::Waiting, || format!("node {id} waits, and is registered"))?;
-        ensure(state == NodeState::Removed || names.insert(&node.name), || format!("two nodes are named {:?}", node.name))?;
-        let agrees = row.replaced_by == 0 || (!node::stays(row) && by_id(row.replaced_by).is_some_and(|by| by.replaces == id));
+        ensure(state == NodeState::Removed || names.insert(&node.name), || {
+            format!("two nodes are named {:?}", node.name)
+        })?;
+        let agrees =
+            row.replaced_by == 0 || (!node::stays(row) && by_id(row.replaced_by).is_some_and(|by| by.replaces == id));
         ensure(agrees, || format!("node {id} is replaced by {}, which does not know it", row.replaced_by))?;
         let agrees = row.replaces == 0 || by_id(row.replaces).is_some_and(|replaced| replaced.replaced_by == id);
         ensure(agrees, || format!("node {id} replaces {}, which does not know it", row.replaces))?;

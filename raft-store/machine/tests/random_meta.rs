@@ -47,10 +47,17 @@ fn op() -> impl Strategy<Value = Op> {
             shard
         }),
         (0..3_usize).prop_map(|room| Op::Activate { room }),
-        (request.clone(), 0..9_u64, 0..7_u64, 0..4_usize)
-            .prop_map(|(request, node, replaces, actor)| Op::NodeAdd { request, node, replaces, actor }),
-        (request.clone(), 0..9_u64, any::<bool>())
-            .prop_map(|(request, node, draining)| Op::NodeDrain { request, node, draining }),
+        (request.clone(), 0..9_u64, 0..7_u64, 0..4_usize).prop_map(|(request, node, replaces, actor)| Op::NodeAdd {
+            request,
+            node,
+            replaces,
+            actor
+        }),
+        (request.clone(), 0..9_u64, any::<bool>()).prop_map(|(request, node, draining)| Op::NodeDrain {
+            request,
+            node,
+            draining
+        }),
         (request, 0..9_u64).prop_map(|(request, node)| Op::NodeRemove { request, node }),
         (0..9_u64).prop_map(|node| Op::NodeGone { node }),
         (0..30_u64).prop_map(|hours| Op::Tick { hours }),

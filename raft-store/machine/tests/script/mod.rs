@@ -9,8 +9,8 @@ use unibus_machine::{Applied, Rows};
 use unibus_proto::id::{GroupId, Handle};
 use unibus_proto::log::proposal::Command;
 use unibus_proto::log::{
-    DeviceListPut, NodeAdd, NodeDrain, NodeGone, NodeRemove, PlannedNode, PublishGroup, RoomActivate, RoomReserve, RosterAppend, SegmentSealed, Tick, UserAdd, UserAttach,
-    UserChange,
+    DeviceListPut, NodeAdd, NodeDrain, NodeGone, NodeRemove, PlannedNode, PublishGroup, RoomActivate, RoomReserve,
+    RosterAppend, SegmentSealed, Tick, UserAdd, UserAttach, UserChange,
 };
 use unibus_proto::row::{AnswerRun, AnswersRow, DirectoryRow, NodeRow, ProducerRow};
 use unibus_proto::v1::{
