@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, date_time_ymd,
 };
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use unibus_proto::id::{ClusterId, NodeId};
 use x509_parser::extensions::GeneralName;
 
@@ -33,6 +34,14 @@ pub enum CertError {
         what: String,
         /// Why.
         cause: rcgen::Error,
+    },
+    /// It is not the certificate of the authority.
+    #[error("authority certificate: found {found}, expected {expected}")]
+    NotTheAuthority {
+        /// Which authority.
+        expected: String,
+        /// What it is.
+        found: String,
     },
     /// It does not name a node of the cluster.
     #[error("peer certificate: {found}, expected exactly one URI unibus://<cluster id>/node/<id>")]
@@ -79,25 +88,60 @@ impl Validity {
 
 /// A certificate authority of one cluster, for one purpose.
 pub struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    issuer: Issuer<'static, KeyPair>,
+    cert_pem: String,
 }
 
 impl Authority {
     /// Mints an authority; `purpose` is part of its name ("peer" or "client").
     pub fn mint(cluster: ClusterId, purpose: &str, now: SystemTime) -> Result<Self, CertError> {
-        let name = format!("unibus {purpose} CA {cluster}");
+        let mut params = Self::params(cluster, purpose);
+        Validity::authority(now).apply(&mut params);
+        let make = || {
+            let key = KeyPair::generate()?;
+            let cert_pem = params.self_signed(&key)?.pem();
+            Ok(Self { issuer: Issuer::new(params, key), cert_pem })
+        };
+        make().map_err(|cause| CertError::Make { what: Self::name(cluster, purpose), cause })
+    }
+
+    /// The authority that was minted for the same cluster and purpose, from what [`issued`](Self::issued) gave.
+    pub fn from_pem(cluster: ClusterId, purpose: &str, cert_pem: String, key_pem: &str) -> Result<Self, CertError> {
+        let name = Self::name(cluster, purpose);
+        let wrong = |found: &str| CertError::NotTheAuthority { expected: name.clone(), found: found.into() };
+        let key = KeyPair::from_pem(key_pem).map_err(|cause| CertError::Make { what: name.clone(), cause })?;
+        let cert = CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(|_| wrong("no certificate in PEM"))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&cert).map_err(|_| wrong("it cannot be parsed"))?;
+        let subject = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+        if subject != Some(name.as_str()) {
+            return Err(wrong(subject.unwrap_or("no name")));
+        }
+        if parsed.public_key().raw != key.subject_public_key_info() {
+            return Err(wrong("a certificate of another key"));
+        }
+        Ok(Self { issuer: Issuer::new(Self::params(cluster, purpose), key), cert_pem })
+    }
+
+    fn name(cluster: ClusterId, purpose: &str) -> String {
+        format!("unibus {purpose} CA {cluster}")
+    }
+
+    fn params(cluster: ClusterId, purpose: &str) -> CertificateParams {
         let mut params = CertificateParams::default();
-        params.distinguished_name = common_name(&name);
+        params.distinguished_name = common_name(&Self::name(cluster, purpose));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        Validity::authority(now).apply(&mut params);
-        let issuer = KeyPair::generate().and_then(|key| CertifiedIssuer::self_signed(params, key));
-        Ok(Self { issuer: issuer.map_err(|cause| CertError::Make { what: name, cause })? })
+        params
+    }
+
+    /// The authority's certificate.
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
     }
 
     /// The authority's certificate and key.
     pub fn issued(&self) -> Issued {
-        Issued { cert_pem: self.issuer.pem(), key_pem: self.issuer.key().serialize_pem().into() }
+        Issued { cert_pem: self.cert_pem.clone(), key_pem: self.issuer.key().serialize_pem().into() }
     }
 
     /// A certificate for a node's peer port, for both directions.
@@ -195,8 +239,6 @@ fn parse_peer_uri(uri: &str) -> Option<PeerName> {
 
 #[cfg(test)]
 mod tests {
-    use rustls_pki_types::pem::PemObject;
-
     use super::*;
 
     const CLUSTER: ClusterId = ClusterId([0xab; 16]);
@@ -211,6 +253,23 @@ mod tests {
         let server = authority.issue_server(&["localhost".into(), "127.0.0.1".into()], Validity::leaf(now));
         let cert = CertificateDer::from_pem_slice(server.expect("issued").cert_pem.as_bytes()).expect("PEM");
         assert!(peer_name(&cert).expect_err("no URI").to_string().contains("no URI"));
+    }
+
+    #[test]
+    fn an_authority_that_was_read_again_issues_as_before() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let minted = Authority::mint(CLUSTER, "peer", now).expect("minted");
+        let Issued { cert_pem, key_pem } = minted.issued();
+        let read = Authority::from_pem(CLUSTER, "peer", cert_pem.clone(), &key_pem).expect("read");
+        let issued = read.issue_peer(CLUSTER, NodeId(7), Validity::leaf(now)).expect("issued");
+        let (leaf, ca) = [&issued.cert_pem, &cert_pem].map(|pem| CertificateDer::from_pem_slice(pem.as_bytes())).into();
+        let (leaf, ca) = (leaf.expect("PEM"), ca.expect("PEM"));
+        let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).expect("parsed");
+        let (_, ca) = x509_parser::parse_x509_certificate(&ca).expect("parsed");
+        assert_eq!(leaf.issuer(), ca.subject());
+        let other = Authority::mint(CLUSTER, "peer", now).expect("minted").issued();
+        assert!(Authority::from_pem(CLUSTER, "peer", other.cert_pem, &key_pem).is_err(), "another key");
+        assert!(Authority::from_pem(CLUSTER, "client", cert_pem, &key_pem).is_err(), "another purpose");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Override;
+use crate::plan::Host;
 
 /// A node of a unibus cluster.
 #[derive(Debug, Parser)]
@@ -19,6 +20,7 @@ const EXAMPLES: &str = "\
 Examples:
   unibus-node dev                                three real nodes on this machine, to try it out
   unibus-node plan cluster.toml --out plan/      ids, keys, certificates and a folder for each host
+  unibus-node plan --out plan/ --add n4 --host 10.0.0.4 --replaces n3
   unibus-node check-config /etc/unibus/node.toml names what would keep the node from starting
   unibus-node run --config /etc/unibus/node.toml
   unibus-node admin add --config /etc/unibus/node.toml --key alice.pub
@@ -79,11 +81,47 @@ pub struct Dev {
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// The list of hosts
-    pub cluster: PathBuf,
-    /// Where to write; must not exist
+    /// The list of hosts. With more [[node]] than an existing plan has: the new ones are added to it
+    #[arg(required_unless_present = "add")]
+    pub cluster: Option<PathBuf>,
+    /// Where to write: a new folder, or an existing plan that gets one more node
     #[arg(long, default_value = "plan")]
     pub out: PathBuf,
+    /// Add a node of this name to an existing plan; nothing else in it is touched
+    #[arg(long, value_name = "NAME", requires = "host", conflicts_with = "cluster")]
+    pub add: Option<String>,
+    /// With --add: DNS name or IP address of the new node
+    #[arg(long, requires = "add")]
+    pub host: Option<String>,
+    /// With --add: the node in whose place it comes
+    #[arg(long, value_name = "NAME", requires = "add")]
+    pub replaces: Option<String>,
+    /// With --add: UDP port of the QUIC listener
+    #[arg(long, value_name = "PORT", requires = "add")]
+    pub peer_port: Option<u16>,
+    /// With --add: TCP port of the gRPC listener
+    #[arg(long, value_name = "PORT", requires = "add")]
+    pub client_port: Option<u16>,
+    /// With --add: TCP port of the admin listener, on loopback
+    #[arg(long, value_name = "PORT", requires = "add")]
+    pub admin_port: Option<u16>,
+    /// With --add: where it keeps its data
+    #[arg(long, value_name = "DIR", requires = "add")]
+    pub data_dir: Option<PathBuf>,
+}
+
+impl PlanArgs {
+    /// The host to add, if one is.
+    pub fn new_host(&self) -> Option<Host> {
+        let plain = Host::new(self.add.as_deref()?, self.host.as_deref()?);
+        Some(Host {
+            peer_port: self.peer_port.unwrap_or(plain.peer_port),
+            client_port: self.client_port.unwrap_or(plain.client_port),
+            admin_port: self.admin_port.unwrap_or(plain.admin_port),
+            data_dir: self.data_dir.clone().unwrap_or_else(|| plain.data_dir.clone()),
+            ..plain
+        })
+    }
 }
 
 /// Arguments of `check-config`.

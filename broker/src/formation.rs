@@ -18,7 +18,7 @@ use unibus_proto::id::{DirectoryId, GroupId, NodeId};
 use unibus_proto::log::{ClusterInit, proposal::Command};
 use unibus_proto::peer::formation_response::State;
 use unibus_proto::peer::{FormationRequest, FormationResponse, FormationStream, stream_open::Purpose};
-use unibus_raft_store::env::{Duplex, Env, FrameRx, FrameTx, Lane, sleep, timeout};
+use unibus_raft_store::env::{Env, FrameRx, FrameTx, Lane, sleep, timeout};
 use unibus_raft_store::identity::{IdentityError, Promise};
 use unibus_raft_store::stream::open_stream;
 use unibus_raft_store::types::Member;
@@ -26,6 +26,9 @@ use unibus_raft_store::{Group, Identity};
 
 use crate::plan::Plan;
 use crate::shard::Shards;
+
+mod join;
+mod serve;
 
 /// Between two rounds of asking, and between two looks whether it is done.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -41,9 +44,9 @@ pub enum FormationError {
     /// Its directory is not the one that the cluster knows.
     #[error(
         "data directory {}: node {formed_by} belongs to a formed cluster in which node {node} has another directory; \
-         this one is new or was wiped, and must not vote under the old id: put the lost directory back, or \
-         leave it stopped, the others go on while they are a majority; replacing a node under a new id \
-         (`unibusctl node replace`) comes with a later version",
+         this one is new or was wiped, and must not vote under the old id: put the lost directory back, or mint a \
+         new node with `unibus-node plan --add` and run `unibusctl node replace {node} --with NEW`; the others go \
+         on while they are a majority",
         path.display()
     )]
     NotOurs {
@@ -61,6 +64,16 @@ pub enum FormationError {
         .0.display()
     )]
     OtherPlan(PathBuf),
+    /// The cluster does not take it in.
+    #[error("node {node} asked to be taken in, node {by} refused: {why}")]
+    Refused {
+        /// This node.
+        node: NodeId,
+        /// Who said so.
+        by: NodeId,
+        /// Why.
+        why: String,
+    },
 }
 
 /// This node's part in the formation of its cluster.
@@ -69,6 +82,8 @@ pub struct Formation<E: Env> {
     dir: PathBuf,
     identity: Identity,
     plan: Plan,
+    /// The cluster is there already: this node takes no part in forming one.
+    join: bool,
     /// Held while the promise is being written.
     writing: Mutex<()>,
     promise: RwLock<Option<Promise>>,
@@ -77,7 +92,13 @@ pub struct Formation<E: Env> {
 
 impl<E: Env> Formation<E> {
     /// Reads what the directory was promised to.
-    pub async fn load(env: E, dir: PathBuf, identity: Identity, plan: Plan) -> Result<Self, FormationError> {
+    pub async fn load(
+        env: E,
+        dir: PathBuf,
+        identity: Identity,
+        plan: Plan,
+        join: bool,
+    ) -> Result<Self, FormationError> {
         let promise = Promise::load(&env, &dir).await?;
         let foreign = |promise: &Promise| promise.formed.is_none() && promise.plan_hash != plan.hash();
         if promise.as_ref().is_some_and(foreign) {
@@ -90,6 +111,7 @@ impl<E: Env> Formation<E> {
             dir,
             identity,
             plan,
+            join,
             writing: Mutex::new(()),
             promise: RwLock::new(promise),
             waiting_for: RwLock::new(waiting_for),
@@ -99,85 +121,6 @@ impl<E: Env> Formation<E> {
     /// What the node waits for; nothing once it belongs to a cluster.
     pub fn waiting_for(&self) -> Option<String> {
         self.waiting_for.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Whether a stream of `peer`, whose data directory is `directory`, may be accepted. `known` is what
-    /// the membership says of the two, if this node knows one.
-    pub fn admit(
-        &self,
-        peer: NodeId,
-        directory: DirectoryId,
-        purpose: &Purpose,
-        known: Option<bool>,
-    ) -> Result<(), String> {
-        let other = |expected: &str| Err(format!("directory: node {peer} has {directory}, expected {expected}"));
-        match (purpose, known, self.promise()) {
-            (Purpose::Formation(_), ..) | (_, Some(true), _) => Ok(()),
-            (_, Some(false), _) => other("the one in the membership: its disk is not the one we know"),
-            // The initializer writes down the members before any group exists.
-            (.., None, Some(promise)) if self.initializes() && promise.formed.is_none() => {
-                Err("forming: the cluster is not initialized yet".into())
-            }
-            (.., None, Some(promise)) if peer == self.plan.initializer() && promise.initializer != directory => {
-                other(&format!("{}, to which this node has promised itself", promise.initializer))
-            }
-            (.., None, Some(_)) => Ok(()),
-            (.., None, None) => Err("blank: this node has not promised itself to a cluster yet".into()),
-        }
-    }
-
-    /// Answers a formation stream that a peer opened.
-    pub async fn serve(&self, peer: NodeId, (mut tx, mut rx): Duplex<E::Net>) {
-        while let Ok(Some(frame)) = rx.recv().await {
-            let Ok(request) = FormationRequest::decode(frame) else { return };
-            let response = match self.answer(peer, &request).await {
-                Ok(response) => response,
-                Err(error) => {
-                    tracing::error!(%peer, %error, "promise this node to a cluster");
-                    return;
-                }
-            };
-            if tx.send(vec![response.encode_to_vec().into()]).await.is_err() {
-                return;
-            }
-        }
-        // The peer is done; it does not wait for our end.
-        tx.finish().await.ok();
-    }
-
-    async fn answer(&self, peer: NodeId, request: &FormationRequest) -> Result<FormationResponse, IdentityError> {
-        let answer = |state: State, message: String| FormationResponse {
-            state: state.into(),
-            directory_id: self.identity.directory.to_bytes(),
-            message,
-        };
-        let _writing = self.writing.lock().await;
-        let promise = self.promise();
-        if promise.as_ref().is_some_and(|promise| promise.formed.is_some()) {
-            return Ok(answer(State::Formed, String::new()));
-        }
-        let refused = |why: String| Ok(answer(State::Refused, why));
-        if request.plan_hash != self.plan.hash()[..] {
-            return refused("it was started with another plan: give all nodes folders of one plan".into());
-        }
-        if peer != self.plan.initializer() {
-            return refused(format!("it waits for node {}, which initializes", self.plan.initializer()));
-        }
-        let Ok(initializer) = DirectoryId::from_bytes(&request.initializer) else {
-            return refused("the request names no directory".into());
-        };
-        match promise {
-            Some(promise) if promise.initializer == initializer => {}
-            Some(promise) => {
-                return refused(format!(
-                    "it has promised itself to node {peer} with directory {}, not {initializer}: put the lost directory \
-                     back, or empty the directories of all nodes if the cluster never formed",
-                    promise.initializer
-                ));
-            }
-            None => self.save(Promise { plan_hash: self.plan.hash(), initializer, formed: None }).await?,
-        }
-        Ok(answer(State::Promised, String::new()))
     }
 
     /// Takes part until this node belongs to the formed cluster and has seen its first command.

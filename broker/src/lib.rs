@@ -4,6 +4,7 @@
 //!   and from that folder to everything that a node starts with;
 //! - [`node`]: the composition root, over any environment: [`formation`] of the cluster, [`shard`] (the
 //!   groups of this node), [`service`] (what the API does), [`fanout`], [`vitals`];
+//! - [`members`]: who belongs to the cluster, and how that changes;
 //! - [`peer`]: streams between the nodes;
 //! - [`api`]: the gRPC surface without sockets; [`server`], [`local`], [`admin`]: the ports of a node
 //!   beside the peer port; [`metrics`], [`telemetry`]: what it tells about itself;
@@ -20,6 +21,7 @@ pub mod fanout;
 pub mod formation;
 pub mod local;
 pub mod local_admin;
+pub mod members;
 pub mod metrics;
 pub mod node;
 pub mod peer;

@@ -1,11 +1,12 @@
 //! `unibus-node`: a node of a unibus cluster.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use unibus_broker::cli::{Admin, CheckConfig, Cli, Command, PlanArgs, Run};
 use unibus_broker::env::SystemRng;
-use unibus_broker::plan::{self, Tuning};
+use unibus_broker::plan::{self, Plan, Tuning};
 use unibus_broker::{config, dev, local_admin, resolve, run, telemetry};
 
 fn main() -> ExitCode {
@@ -35,11 +36,23 @@ fn block_on(work: impl Future<Output = Result<(), String>>) -> Result<(), String
 }
 
 fn make_plan(args: &PlanArgs) -> Result<(), String> {
-    let cluster = plan::read_cluster_file(&args.cluster).map_err(|error| error.to_string())?;
+    if let Some(host) = args.new_host() {
+        let rng = SystemRng::default();
+        let added = plan::add_host(&host, args.replaces.as_deref(), &args.out, &rng, &Tuning::default());
+        let (plan, folders) = added.map_err(|error| error.to_string())?;
+        return tell_added(&plan, &folders);
+    }
+    let Some(cluster) = &args.cluster else { return Err("name the list of hosts, or --add".into()) };
+    let cluster = plan::read_cluster_file(cluster).map_err(|error| error.to_string())?;
     for warning in cluster.warnings() {
         eprintln!("warning: {warning}");
     }
     let out = &args.out;
+    if plan::is_plan(out) {
+        let extended = plan::extend(&cluster, out, &SystemRng::default(), &Tuning::default());
+        let (plan, folders) = extended.map_err(|error| error.to_string())?;
+        return tell_added(&plan, &folders);
+    }
     let plan = plan::write(&cluster, out, &SystemRng::default(), &Tuning::default()).map_err(|e| e.to_string())?;
     println!("cluster {}: {} nodes, {} shards, in {}", plan.cluster, plan.nodes.len(), plan.shards, out.display());
     for node in &plan.nodes {
@@ -52,12 +65,27 @@ fn make_plan(args: &PlanArgs) -> Result<(), String> {
         );
     }
     eprintln!(
-        "Copy each folder to its host as /etc/unibus (it holds private keys), keep {} offline, then on each host:\n  \
-         unibus-node check-config /etc/unibus/node.toml && unibus-node run --config /etc/unibus/node.toml\n\
-         Then, on one of them, the first admin (unibusctl identity new HANDLE makes HANDLE.pub):\n  \
+        "Copy each folder to its host as /etc/unibus (it holds private keys), keep {} offline; README.txt in each\n\
+         folder has the commands to run there. Then, on one of them, the first admin (unibusctl identity new HANDLE\n\
+         makes HANDLE.pub):\n  \
          unibus-node admin add --config /etc/unibus/node.toml --key HANDLE.pub",
         out.join("ca").display()
     );
+    Ok(())
+}
+
+fn tell_added(plan: &Plan, folders: &[PathBuf]) -> Result<(), String> {
+    for folder in folders {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let added = plan.nodes.iter().find(|node| node.name == name);
+        let (id, peer) = added.map_or((0, ""), |node| (node.id.0, node.peer_address.as_str()));
+        println!("cluster {}: node {id} added, peers {peer}, in {}", plan.cluster, folder.display());
+        eprintln!(
+            "Copy the folder to its host as /etc/unibus; README.txt in it has the commands to run there. The node asks\n\
+             to be taken in; then an admin runs one of:\n  \
+             unibusctl node add {name}\n  unibusctl node replace OLD --with {name}"
+        );
+    }
     Ok(())
 }
 

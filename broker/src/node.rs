@@ -13,6 +13,7 @@ use unibus_raft_store::identity::{DirectoryLock, IdentityError};
 use unibus_raft_store::{Identity, Store, StoreConfig};
 
 use crate::formation::{Formation, FormationError};
+use crate::members::{Members, reconcile, watch};
 use crate::peer::accept::Acceptor;
 use crate::plan::Plan;
 use crate::service::{Service, ServiceParts};
@@ -28,6 +29,8 @@ pub struct NodeConfig {
     pub node: NodeId,
     /// What all nodes agree on.
     pub plan: Plan,
+    /// The cluster is there already, and is asked to take this node in.
+    pub join: bool,
     /// Its data. `store.dir` is set to it, `store.groups` to what the plan says.
     pub data_dir: PathBuf,
     /// Raft's timing and sizes.
@@ -80,13 +83,16 @@ impl<E: Env> Node<E> {
     }
 
     async fn open(env: E, config: NodeConfig, sign_key: SigningKey) -> Result<Self, NodeError> {
-        let NodeConfig { node, plan, data_dir, store, version } = config;
+        let NodeConfig { node, plan, join, data_dir, store, version } = config;
         let (identity, lock) = Identity::open(&env, &data_dir, plan.cluster, node).await?;
         let store = StoreConfig { dir: data_dir.clone(), groups: plan.groups(), ..store };
         let store = Store::open(env.clone(), identity, store).await?;
-        let formation = Formation::load(env.clone(), data_dir.clone(), identity, plan.clone()).await?;
+        let formation = Formation::load(env.clone(), data_dir.clone(), identity, plan.clone(), join).await?;
         let formation = Arc::new(formation);
-        let vitals = Arc::new(NodeVitals::new(env.clone(), data_dir, store.clone(), formation.clone()));
+        let members = Members::new(identity, &store, plan.planned_nodes());
+        let members = Arc::new(members.ok_or_else(|| StoreError::Config("a store without groups".into()))?);
+        let vitals = NodeVitals::new(env.clone(), data_dir, store.clone(), formation.clone(), members.clone());
+        let vitals = Arc::new(vitals);
         let service = Service::new(ServiceParts {
             env: env.clone(),
             store: store.clone(),
@@ -94,16 +100,18 @@ impl<E: Env> Node<E> {
             nodes: plan.planned_nodes(),
             sign_key,
             version,
+            members: members.clone(),
             vitals: vitals.clone(),
         });
         let (report, reported) = mpsc::channel(1);
         let inner = Inner { identity, store, service, vitals, report, reported: Mutex::new(reported), _lock: lock };
         let node = Self { inner: Arc::new(inner) };
-        node.spawn_tasks(env, formation);
+        node.spawn_tasks(env.clone(), formation, members.clone(), join);
+        node.spawn_membership(env, members);
         Ok(node)
     }
 
-    fn spawn_tasks(&self, env: E, formation: Arc<Formation<E>>) {
+    fn spawn_tasks(&self, env: E, formation: Arc<Formation<E>>, members: Arc<Members<E>>, join: bool) {
         let Inner { identity, store, service, vitals, report, .. } = &*self.inner;
         let acceptor = Arc::new(Acceptor {
             env,
@@ -111,6 +119,7 @@ impl<E: Env> Node<E> {
             store: store.clone(),
             service: service.clone(),
             formation: formation.clone(),
+            members: members.clone(),
         });
         let accept_report = report.clone();
         spawn::<E>(async move {
@@ -120,7 +129,11 @@ impl<E: Env> Node<E> {
         let (groups, shards, form_report) =
             (store.groups().collect::<Vec<_>>(), service.shards().clone(), report.clone());
         spawn::<E>(async move {
-            if let Err(error) = formation.run(&groups, &shards).await {
+            let ran = match join {
+                true => formation.run_join(&groups, &members).await,
+                false => formation.run(&groups, &shards).await,
+            };
+            if let Err(error) = ran {
                 form_report.try_send(error.to_string()).ok();
             }
         });
@@ -129,6 +142,20 @@ impl<E: Env> Node<E> {
             store_report.try_send(faults.await).ok();
         });
         spawn::<E>(vitals.clone().watch());
+    }
+
+    /// Keeps the memberships as the registry wants them, and takes this node out of service when it is
+    /// removed. The process goes on, and says why on `/readyz`: started anew it could say no more.
+    fn spawn_membership(&self, env: E, members: Arc<Members<E>>) {
+        let Inner { store, service, .. } = &*self.inner;
+        spawn::<E>(reconcile::run(members.clone(), service.clone()));
+        let (store, service) = (store.clone(), service.clone());
+        spawn::<E>(async move {
+            let why = watch::run(env, members, service.clone()).await;
+            tracing::error!(why, "this node is no member any more and serves nothing");
+            service.stop();
+            store.shutdown().await;
+        });
     }
 
     /// The API.

@@ -1,13 +1,12 @@
 //! From a list of hosts to a cluster: `unibus-node plan`, and the first half of `unibus-node dev`.
 //!
 //! A plan is minted once: cluster id, node ids, two authorities, and a folder per node with all that
-//! its host needs. The folder of the authorities stays with the operator.
+//! its host needs (`folder.rs`). The folder of the authorities stays with the operator; with it, a node
+//! can be added later (`extend.rs`).
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -16,16 +15,22 @@ use ed25519_dalek::SigningKey;
 use prost::Message;
 use serde::Deserialize;
 use unibus_proto::id::{ClusterId, NodeId};
-use unibus_proto::limits::{SHARDS_DEFAULT, SHARDS_MAX};
+use unibus_proto::limits::{NODES_MAX, SHARDS_DEFAULT, SHARDS_MAX};
 use unibus_proto::log::{ClusterInit, PlannedNode};
 use unibus_proto::signed::sha256;
 use unibus_raft_store::env::Rng;
 
-use crate::certs::{Authority, CertError, Validity};
-use crate::config::{self, ClusterSection, Listen, NodeFile, NodeSection, TlsFiles};
+use crate::certs::{Authority, CertError};
+use crate::config;
 
-/// Voters of a group; more nodes would have to be learners.
-const NODES_MAX: usize = 5;
+mod extend;
+mod folder;
+
+use extend::Ledger;
+pub use extend::{add_host, extend, is_plan};
+use folder::NewNode;
+pub(crate) use folder::{create_dir, write_file};
+
 const PEER_PORT: u16 = 7401;
 const CLIENT_PORT: u16 = 7400;
 const ADMIN_PORT: u16 = 7402;
@@ -158,6 +163,17 @@ pub enum PlanError {
     /// The output exists: a plan is never overwritten, its keys may be in use.
     #[error("{} exists already and is never overwritten: name another directory with --out, or remove it", .0.display())]
     OutputExists(PathBuf),
+    /// All its nodes are in the plan already.
+    #[error("{}: it has all these nodes already; add a [[node]], or use --add NAME --host HOST", .0.display())]
+    NothingNew(PathBuf),
+    /// The folder of the authorities is not whole.
+    #[error("read {}: {cause}; the plan's own `ca` folder is needed to add a node", path.display())]
+    Ledger {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
     /// A file could not be written.
     #[error("write {}: {cause}", path.display())]
     Write {
@@ -169,6 +185,35 @@ pub enum PlanError {
     /// A certificate could not be made.
     #[error(transparent)]
     Certificate(#[from] CertError),
+}
+
+impl Host {
+    /// A host with the default ports.
+    pub fn new(name: &str, host: &str) -> Self {
+        Self {
+            name: name.into(),
+            host: host.into(),
+            peer_port: PEER_PORT,
+            client_port: CLIENT_PORT,
+            admin_port: ADMIN_PORT,
+            data_dir: default_data_dir(),
+        }
+    }
+
+    fn check(&self) -> Result<(), PlanError> {
+        let invalid = |what: &str, found: &str, expected: &str| {
+            Err(PlanError::Invalid { what: what.into(), found: format!("{found:?}"), expected: expected.into() })
+        };
+        let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let has_letter = self.name.chars().any(|c| c.is_ascii_lowercase());
+        if !has_letter || self.name.len() > 32 || !self.name.chars().all(word) || self.name == "ca" {
+            return invalid("node.name", &self.name, "1 to 32 of a-z 0-9 -, with a letter, other than \"ca\"");
+        }
+        if self.host.is_empty() || self.host.contains(['/', ' ', '*']) {
+            return invalid("node.host", &self.host, "a DNS name or an IP address");
+        }
+        Ok(())
+    }
 }
 
 impl ClusterFile {
@@ -185,15 +230,9 @@ impl ClusterFile {
         }
         let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
         for host in &self.node {
-            let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-            if host.name.is_empty() || host.name.len() > 32 || !host.name.chars().all(word) || host.name == "ca" {
-                return invalid("node.name", format!("{:?}", host.name), "1 to 32 of a-z 0-9 -, other than \"ca\"");
-            }
+            host.check()?;
             if !names.insert(&host.name) {
                 return invalid("node.name", format!("{:?} twice", host.name), "a name of its own for each node");
-            }
-            if host.host.is_empty() || host.host.contains(['/', ' ', '*']) {
-                return invalid("node.host", format!("{:?}", host.host), "a DNS name or an IP address");
             }
             if !addresses.insert((&host.host, host.peer_port)) {
                 let found = format!("{}:{} twice", host.host, host.peer_port);
@@ -241,14 +280,9 @@ pub fn write(cluster: &ClusterFile, out: &Path, rng: &impl Rng, tuning: &Tuning)
         write_file(&ca.join(format!("{name}.crt")), issued.cert_pem.as_bytes())?;
         write_file(&ca.join(format!("{name}.key")), issued.key_pem.as_bytes())?;
     }
+    Ledger::of(&plan).save(out)?;
     for ((host, node), key) in cluster.node.iter().zip(&plan.nodes).zip(&keys) {
-        let folder = out.join(&host.name);
-        create_dir(&folder)?;
-        write_node(&folder, &plan, host, node, &authorities, now)?;
-        write_file(&folder.join("sign.key"), format!("{}\n", hex::encode(key.as_bytes())).as_bytes())?;
-        let file = node_file(&plan, host, node, tuning);
-        write_file(&folder.join("node.toml"), file.to_toml().as_bytes())?;
-        write_file(&folder.join("unibus-node.service"), unit(&host.name, &host.data_dir).as_bytes())?;
+        NewNode { plan: &plan, host, node, key, join: false }.write(out, &authorities, now, tuning)?;
     }
     Ok(plan)
 }
@@ -256,133 +290,23 @@ pub fn write(cluster: &ClusterFile, out: &Path, rng: &impl Rng, tuning: &Tuning)
 fn mint(cluster: &ClusterFile, rng: &impl Rng) -> (Plan, Vec<SigningKey>) {
     let mut id = [0; 16];
     rng.fill(&mut id);
-    let keys: Vec<SigningKey> = cluster
-        .node
-        .iter()
-        .map(|_| {
-            let mut seed = zeroize::Zeroizing::new([0; 32]);
-            rng.fill(&mut *seed);
-            SigningKey::from_bytes(&seed)
-        })
-        .collect();
-    let node = |((host, key), id): ((&Host, &SigningKey), u64)| PlanNode {
-        id: NodeId(id),
+    let minted = cluster.node.iter().zip(1..).map(|(host, id)| mint_node(host, NodeId(id), rng));
+    let (nodes, keys) = minted.unzip();
+    (Plan { cluster: ClusterId(id), shards: cluster.shards, nodes }, keys)
+}
+
+fn mint_node(host: &Host, id: NodeId, rng: &impl Rng) -> (PlanNode, SigningKey) {
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    rng.fill(&mut *seed);
+    let key = SigningKey::from_bytes(&seed);
+    let node = PlanNode {
+        id,
         name: host.name.clone(),
         peer_address: config::join_address(&host.host, host.peer_port),
         client_address: config::join_address(&host.host, host.client_port),
         sign_key: key.verifying_key().to_bytes(),
     };
-    let nodes = cluster.node.iter().zip(&keys).zip(1..).map(node).collect();
-    (Plan { cluster: ClusterId(id), shards: cluster.shards, nodes }, keys)
-}
-
-fn write_node(
-    folder: &Path,
-    plan: &Plan,
-    host: &Host,
-    node: &PlanNode,
-    [peer_ca, client_ca]: &[Authority; 2],
-    now: SystemTime,
-) -> Result<(), PlanError> {
-    let peer = peer_ca.issue_peer(plan.cluster, node.id, Validity::leaf(now))?;
-    let mut names = vec![host.host.clone()];
-    if is_loopback(&host.host) {
-        names.extend(["localhost", "127.0.0.1", "::1"].map(String::from).into_iter().filter(|name| *name != host.host));
-    }
-    let client = client_ca.issue_server(&names, Validity::leaf(now))?;
-    let files = [
-        ("peer.crt", peer.cert_pem.as_bytes()),
-        ("peer.key", peer.key_pem.as_bytes()),
-        ("peer-ca.crt", peer_ca.issued().cert_pem.as_bytes()),
-        ("client.crt", client.cert_pem.as_bytes()),
-        ("client.key", client.key_pem.as_bytes()),
-        ("client-ca.crt", client_ca.issued().cert_pem.as_bytes()),
-    ]
-    .map(|(name, bytes)| (folder.join(name), bytes.to_vec()));
-    files.iter().try_for_each(|(path, bytes)| write_file(path, bytes))
-}
-
-fn node_file(plan: &Plan, host: &Host, node: &PlanNode, tuning: &Tuning) -> NodeFile {
-    let any = match host.host.parse::<IpAddr>() {
-        Ok(address) => address.to_string(),
-        Err(_) if host.host == "localhost" => "127.0.0.1".into(),
-        Err(_) => "0.0.0.0".into(),
-    };
-    NodeFile {
-        node_id: node.id.0,
-        name: host.name.clone(),
-        data_dir: host.data_dir.clone(),
-        log: None,
-        log_format: None,
-        listen: Listen {
-            peer: config::join_address(&any, host.peer_port),
-            client: config::join_address(&any, host.client_port),
-            admin: config::join_address("127.0.0.1", host.admin_port),
-        },
-        tls: TlsFiles::default(),
-        timing: None,
-        quic: tuning.initial_mtu.map(|initial_mtu| config::QuicSection { initial_mtu: Some(initial_mtu) }),
-        cluster: ClusterSection {
-            id: plan.cluster.to_string(),
-            shards: plan.shards,
-            node: plan.nodes.iter().map(NodeSection::from).collect(),
-        },
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn unit(name: &str, data_dir: &Path) -> String {
-    format!(
-        "# unibus node {name}: copy this folder to /etc/unibus (owner unibus, files 0600), then\n\
-         # useradd --system unibus; install -d -m 700 -o unibus {data_dir}\n\
-         # systemctl enable --now /etc/unibus/unibus-node.service\n\
-         [Unit]\n\
-         Description=unibus node {name}\n\
-         Wants=network-online.target\n\
-         After=network-online.target\n\
-         \n\
-         [Service]\n\
-         User=unibus\n\
-         ExecStart=/usr/local/bin/unibus-node run --config /etc/unibus/node.toml\n\
-         Restart=always\n\
-         RestartSec=2\n\
-         # Leaderships are handed over first.\n\
-         TimeoutStopSec=30\n\
-         UMask=0077\n\
-         LimitNOFILE=65536\n\
-         LimitCORE=0\n\
-         NoNewPrivileges=yes\n\
-         ProtectSystem=strict\n\
-         ProtectHome=yes\n\
-         PrivateTmp=yes\n\
-         ReadWritePaths={data_dir}\n\
-         \n\
-         [Install]\n\
-         WantedBy=multi-user.target\n",
-        data_dir = Path::new("/etc/unibus").join(data_dir).display()
-    )
-}
-
-/// Creates a directory that only its owner may enter.
-pub(crate) fn create_dir(path: &Path) -> Result<(), PlanError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|cause| PlanError::Write { path: path.into(), cause })
-}
-
-/// Writes a new file that only its owner may read.
-pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), PlanError> {
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|cause| PlanError::Write { path: path.into(), cause })
+    (node, key)
 }
 
 /// Reads `cluster.toml`.

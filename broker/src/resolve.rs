@@ -27,6 +27,8 @@ pub struct Resolved {
     pub name: String,
     /// What all nodes agree on.
     pub plan: Plan,
+    /// The cluster is there already, and is asked to take this node in.
+    pub join: bool,
     /// Its data.
     pub data_dir: PathBuf,
     /// QUIC listener.
@@ -89,6 +91,7 @@ pub fn resolve(path: &Path, file: &NodeFile) -> Result<Resolved, Vec<String>> {
             node: NodeId(file.node_id),
             name: file.name.clone(),
             plan: plan?,
+            join: file.join,
             data_dir: at(&file.data_dir),
             listen_peer: listen_peer?,
             listen_client: listen_client?,

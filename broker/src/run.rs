@@ -134,6 +134,7 @@ fn node_config(resolved: &Resolved, plan: Plan) -> NodeConfig {
     NodeConfig {
         node: resolved.node,
         plan,
+        join: resolved.join,
         data_dir: resolved.data_dir.clone(),
         store: StoreConfig { raft, ..StoreConfig::default() },
         version: env!("CARGO_PKG_VERSION").into(),

@@ -9,6 +9,7 @@ use unibus_raft_store::Store;
 use unibus_raft_store::env::{Disk, DiskFile, Env, Instant, InstantOf, OpenMode, now, sleep};
 
 use crate::formation::Formation;
+use crate::members::Members;
 use crate::service::Vitals;
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -25,6 +26,7 @@ pub struct NodeVitals<E: Env> {
     dir: PathBuf,
     store: Store<E>,
     formation: Arc<Formation<E>>,
+    members: Arc<Members<E>>,
     not_ready: RwLock<Vec<String>>,
     used_bytes: AtomicU64,
     free_bytes: AtomicU64,
@@ -32,9 +34,10 @@ pub struct NodeVitals<E: Env> {
 
 impl<E: Env> NodeVitals<E> {
     /// Of a node that has just been opened.
-    pub fn new(env: E, dir: PathBuf, store: Store<E>, formation: Arc<Formation<E>>) -> Self {
+    pub fn new(env: E, dir: PathBuf, store: Store<E>, formation: Arc<Formation<E>>, members: Arc<Members<E>>) -> Self {
         let not_ready = RwLock::new(vec!["starting".into()]);
-        Self { env, dir, store, formation, not_ready, used_bytes: AtomicU64::new(0), free_bytes: AtomicU64::new(0) }
+        let (used_bytes, free_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { env, dir, store, formation, members, not_ready, used_bytes, free_bytes }
     }
 
     /// Looks for ever.
@@ -46,7 +49,9 @@ impl<E: Env> NodeVitals<E> {
             if found.is_empty() {
                 well = Some(now);
             }
-            let tolerated = well.is_some_and(|well| now.saturating_duration_since(well) < LEADERLESS_TOLERATED);
+            let is_member = self.members.removed().is_none();
+            let tolerated =
+                is_member && well.is_some_and(|well| now.saturating_duration_since(well) < LEADERLESS_TOLERATED);
             let reasons = if tolerated { Vec::new() } else { found };
             *self.not_ready.write().unwrap_or_else(PoisonError::into_inner) = reasons;
             if measured.is_none_or(|measured| now.saturating_duration_since(measured) >= MEASURE_EVERY) {
@@ -58,6 +63,9 @@ impl<E: Env> NodeVitals<E> {
     }
 
     fn look(&self) -> Vec<String> {
+        if let Some(why) = self.members.removed() {
+            return vec![format!("{why}; stop this node, its directory is of no more use")];
+        }
         if let Some(waiting) = self.formation.waiting_for() {
             return vec![format!("waiting for {waiting}")];
         }

@@ -179,11 +179,27 @@ async fn an_expired_certificate_is_refused() {
     refused(&ca, one, address, bind(2, &issued, &ca, &[(1, address)])).await;
 }
 
+/// It may ask to be taken in: whoever accepts its few streams sees to it that it does nothing else.
 #[tokio::test]
-async fn a_node_outside_the_plan_is_refused() {
+async fn a_node_that_is_no_member_is_a_guest_with_few_streams() {
     let ca = authority("peer");
     let (one, address) = node_one(&ca);
-    refused(&ca, one, address, bind(9, &peer_cert(&ca, 9), &ca, &[(1, address)])).await;
+    echo(one.clone());
+    let nine = bind(9, &peer_cert(&ca, 9), &ca, &[(1, address)]);
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let (mut tx, mut rx) = nine.connect(NodeId(1), Lane::Control).await.expect("opened");
+        tx.send(vec![Bytes::from_static(b"may I")]).await.expect("sent");
+        assert_eq!(rx.recv().await.expect("received").expect("a frame"), "9:may I");
+        open.push((tx, rx));
+    }
+    let fifth = tokio::time::timeout(Duration::from_millis(200), nine.connect(NodeId(1), Lane::Control)).await;
+    assert!(fifth.is_err(), "a guest opens as many streams as it likes");
+
+    one.set_peers([(NodeId(9), address.to_string())].into());
+    let end = tokio::time::timeout(PATIENCE, open[0].1.recv()).await.expect("an end");
+    assert!(end.is_err(), "it connects anew, as a member: {end:?}");
+    assert_eq!(speak(&nine, 1).await.expect("answered"), "9:hello");
 }
 
 #[tokio::test]
@@ -208,9 +224,13 @@ async fn a_removed_member_is_cut_off() {
     let (one, address) = node_one(&ca);
     echo(one.clone());
     let two = bind(2, &peer_cert(&ca, 2), &ca, &[(1, address)]);
-    speak(&two, 1).await.expect("still a member");
+    let (mut tx, mut rx) = two.connect(NodeId(1), Lane::Log).await.expect("opened");
+    tx.send(vec![Bytes::from_static(b"still a member")]).await.expect("sent");
+    assert_eq!(rx.recv().await.expect("received").expect("a frame"), "2:still a member");
     one.set_peers([(NodeId(3), "127.0.0.1:9".into())].into());
-    assert!(speak(&two, 1).await.is_err());
+    let end = tokio::time::timeout(Duration::from_secs(1), rx.recv()).await.expect("at once, not after a timeout");
+    assert!(end.is_err(), "{end:?}");
+    assert!(one.connect(NodeId(2), Lane::Log).await.is_err(), "nor is it spoken to");
 }
 
 #[tokio::test]

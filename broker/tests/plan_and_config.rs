@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use unibus_broker::config::{self, ConfigError, NODE_KEYS, NodeFile};
 use unibus_broker::env::SystemRng;
-use unibus_broker::plan::{self, PlanError, Tuning};
+use unibus_broker::plan::{self, Host, PlanError, Tuning};
 use unibus_broker::resolve;
 
 const CLUSTER: &str = r#"
@@ -90,8 +90,8 @@ fn only_the_owner_can_read_a_plan() {
         assert_eq!(metadata.permissions().mode() & 0o777, expected, "{}", path.display());
         files += 1;
     });
-    // The authorities' folder with its four files, and three nodes' with nine each.
-    assert_eq!(files, 1 + 4 + 3 * (1 + 9));
+    // The authorities' folder with its five files, and three nodes' with ten each.
+    assert_eq!(files, 1 + 5 + 3 * (1 + 10));
 }
 
 #[test]
@@ -102,6 +102,58 @@ fn an_existing_output_is_left_alone() {
     let again = plan::write(&cluster, &planned.out, &SystemRng::default(), &Tuning::default());
     assert!(matches!(again, Err(PlanError::OutputExists(_))));
     assert_eq!(fs::read(planned.out.join("n1/peer.key")).expect("there"), before);
+}
+
+#[test]
+fn a_plan_is_extended_without_touching_what_it_has() {
+    let planned = planned();
+    let mut before = Vec::new();
+    walk(&planned.out, &mut |path, metadata| {
+        if metadata.is_file() && !path.ends_with("ca/nodes.toml") {
+            before.push((path.to_path_buf(), fs::read(path).expect("there")));
+        }
+    });
+    let rng = SystemRng::default();
+    let added = plan::add_host(&Host::new("n4", "10.0.0.4"), Some("n3"), &planned.out, &rng, &Tuning::default());
+    let (plan, folders) = added.expect("added");
+    assert_eq!(folders, [planned.out.join("n4")]);
+    let (path, file) = load(&planned.out.join("n4"));
+    let resolved = resolve::resolve(&path, &file).unwrap_or_else(|problems| panic!("{problems:?}"));
+    assert!(resolved.join && resolved.node.0 == 4, "{:?}", resolved.node);
+    let names: Vec<_> = resolved.plan.nodes.iter().map(|node| node.name.as_str()).collect();
+    assert_eq!(names, ["n1", "n2", "n4"], "whom to ask, without the lost one");
+    assert_eq!((resolved.plan.cluster, &resolved.plan.nodes[..2]), (planned.plan.cluster, &planned.plan.nodes[..2]));
+    assert_eq!(plan, resolved.plan);
+
+    // By one more [[node]]; n3 is gone from the list, and its id is not used again.
+    let text = fs::read_to_string(planned.dir.path().join("cluster.toml")).expect("there");
+    let text = text.replace("name = \"n3\"\nhost = \"::1\"", "name = \"n4\"\nhost = \"10.0.0.4\"");
+    fs::write(
+        planned.dir.path().join("more.toml"),
+        format!("{text}[[node]]\nname = \"n5\"\nhost = \"e.example.org\"\n"),
+    )
+    .expect("written");
+    let more = plan::read_cluster_file(&planned.dir.path().join("more.toml")).expect("read");
+    let (plan, folders) = plan::extend(&more, &planned.out, &rng, &Tuning::default()).expect("extended");
+    assert_eq!((folders, plan.nodes.last().map(|node| node.id.0)), (vec![planned.out.join("n5")], Some(5)));
+    let again = plan::extend(&more, &planned.out, &rng, &Tuning::default());
+    assert!(matches!(again, Err(PlanError::NothingNew(_))), "{again:?}");
+    let twice = plan::add_host(&Host::new("n3", "10.0.0.9"), None, &planned.out, &rng, &Tuning::default());
+    assert!(matches!(twice, Err(PlanError::Invalid { .. })), "{twice:?}");
+    for (path, bytes) in before {
+        assert!(fs::read(&path).expect("there") == bytes, "{} was touched", path.display());
+    }
+}
+
+#[test]
+fn the_unit_makes_its_data_directory_where_systemd_does() {
+    let planned = planned();
+    let unit = |name: &str| fs::read_to_string(planned.out.join(name).join("unibus-node.service")).expect("there");
+    assert!(unit("n2").contains("\nStateDirectory=unibus\nStateDirectoryMode=0700\n"), "{}", unit("n2"));
+    assert!(unit("n1").contains("\nReadWritePaths=/etc/unibus/data\n"), "{}", unit("n1"));
+    assert!(!unit("n1").contains('@') || unit("n1").contains("SystemCallFilter=@system-service"));
+    let readme = fs::read_to_string(planned.out.join("n1/README.txt")).expect("there");
+    assert!(readme.contains("http://127.0.0.1:17402/readyz"), "{readme}");
 }
 
 #[test]

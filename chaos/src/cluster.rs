@@ -38,6 +38,8 @@ struct Slot {
     disk: SimDisk,
     clock: SimClock,
     key: SigningKey,
+    /// Itself, when it is no node of the plan and asks to be taken in.
+    joins: Option<PlanNode>,
     life: u64,
     running: Option<Running>,
 }
@@ -46,6 +48,24 @@ struct State {
     slots: BTreeMap<NodeId, Slot>,
     /// Nodes that ended, or refused to start, on their own.
     exits: Vec<String>,
+}
+
+impl Slot {
+    fn blank(seed: u64, sync_nanos: (u64, u64), id: NodeId, key: SigningKey) -> Self {
+        let disk = SimDisk::new(seed, id.0, Path::new(DATA_DIR));
+        disk.set_timing(DiskTiming { sync_nanos, ..DiskTiming::default() });
+        Self { disk, clock: SimClock::default(), key, joins: None, life: 0, running: None }
+    }
+}
+
+fn plan_node(id: NodeId, key: &SigningKey) -> PlanNode {
+    PlanNode {
+        id,
+        name: format!("n{id}"),
+        peer_address: format!("n{id}:7401"),
+        client_address: client_address(id),
+        sign_key: key.verifying_key().to_bytes(),
+    }
 }
 
 /// A simulated cluster. Clones share it.
@@ -77,19 +97,9 @@ impl Cluster {
         let mut cluster = [0; 16];
         cluster.copy_from_slice(&draw()[..16]);
         let keys: BTreeMap<_, _> = (1..=plan.nodes).map(|id| (NodeId(id), SigningKey::from_bytes(&draw()))).collect();
-        let nodes = keys.iter().map(|(id, key)| PlanNode {
-            id: *id,
-            name: format!("n{id}"),
-            peer_address: format!("n{id}:7401"),
-            client_address: client_address(*id),
-            sign_key: key.verifying_key().to_bytes(),
-        });
+        let nodes = keys.iter().map(|(id, key)| plan_node(*id, key));
         let planned = Planned { cluster: ClusterId(cluster), shards: plan.shards, nodes: nodes.collect() };
-        let slot = |(id, key): (NodeId, SigningKey)| {
-            let disk = SimDisk::new(plan.seed, id.0, Path::new(DATA_DIR));
-            disk.set_timing(DiskTiming { sync_nanos: plan.sync_nanos, ..DiskTiming::default() });
-            (id, Slot { disk, clock: SimClock::default(), key, life: 0, running: None })
-        };
+        let slot = |(id, key): (NodeId, SigningKey)| (id, Slot::blank(plan.seed, plan.sync_nanos, id, key));
         let state = State { slots: keys.into_iter().map(slot).collect(), exits: Vec::new() };
         let hub = Hub::new(plan.seed);
         hub.set_timing(plan.link);
@@ -150,6 +160,21 @@ impl Cluster {
         self.lock().slots.get(&id)?.running.as_ref()?.node.clone()
     }
 
+    /// A blank node that is not in the plan: started, it asks to be taken in.
+    pub fn add_joining(&self, id: NodeId) {
+        let Inner { seed, sync_nanos, .. } = &*self.inner;
+        let mut key = [0; 32];
+        Random::stream(*seed, "joining key", id.0).fill(&mut key);
+        let key = SigningKey::from_bytes(&key);
+        let joins = Some(plan_node(id, &key));
+        self.lock().slots.insert(id, Slot { joins, ..Slot::blank(*seed, *sync_nanos, id, key) });
+    }
+
+    /// Forgets a node that is down, with its disk.
+    pub fn retire(&self, id: NodeId) {
+        self.lock().slots.remove(&id);
+    }
+
     /// A node's disk.
     pub fn disk(&self, id: NodeId) -> Option<SimDisk> {
         self.lock().slots.get(&id).map(|slot| slot.disk.clone())
@@ -179,7 +204,7 @@ impl Cluster {
     /// Starts a node that is down.
     pub fn start(&self, id: NodeId) {
         let Inner { handle, hub, seed, .. } = &*self.inner;
-        let (env, key, domain, life) = {
+        let (env, key, domain, life, joins) = {
             let mut state = self.lock();
             let Some(slot) = state.slots.get_mut(&id).filter(|slot| slot.running.is_none()) else { return };
             slot.life += 1;
@@ -188,14 +213,18 @@ impl Cluster {
             slot.running = Some(Running { domain, node: None });
             let rng = SimRng::stream(*seed, &label, 0);
             let env = SimEnv::new(SimNet::new(hub.clone(), id), slot.disk.clone(), slot.clock.clone(), rng);
-            (env, slot.key.clone(), domain, slot.life)
+            (env, slot.key.clone(), domain, slot.life, slot.joins.clone())
         };
         hub.start(Endpoint::node(id));
         handle.note(&format!("n{id} starts (life {life})"));
         let cluster = self.clone();
+        let mut planned = self.inner.planned.clone();
+        let join = joins.is_some();
+        planned.nodes.extend(joins);
         let config = NodeConfig {
             node: id,
-            plan: self.inner.planned.clone(),
+            plan: planned,
+            join,
             data_dir: PathBuf::from(DATA_DIR),
             store: self.inner.store.clone(),
             version: "sim".into(),

@@ -63,6 +63,8 @@ enum Scenario {
     /// The leader's fsync is held, a publish is acknowledged through the followers, the leader loses
     /// power and restarts within its lease.
     LeaderRestore,
+    /// A disk is lost, a new node takes its place, and whoever leads meta is killed again and again.
+    NodeReplace,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -146,6 +148,7 @@ fn one(seed: u64, sim: &Sim) -> ExitCode {
         Some(Scenario::LeaderRestore) => {
             scenario::leader_restore(seed, sim.mutant == Some(Mutant::EnableLeaderRestore), trace)
         }
+        Some(Scenario::NodeReplace) => scenario::node_replace(seed, trace),
         None => run::run(&sim.plan(seed), trace),
     };
     judge(seed, sim, &report)
@@ -190,8 +193,10 @@ impl Sim {
     /// The arguments that a run of one seed needs beside the seed.
     fn arguments(&self) -> String {
         let mut arguments = String::new();
-        if self.scenario == Some(Scenario::LeaderRestore) {
-            arguments += " --scenario leader-restore";
+        match self.scenario {
+            Some(Scenario::LeaderRestore) => arguments += " --scenario leader-restore",
+            Some(Scenario::NodeReplace) => arguments += " --scenario node-replace",
+            None => {}
         }
         if self.load_ms != unibus_chaos::plan::LOAD_MS {
             arguments += &format!(" --load-ms {}", self.load_ms);

@@ -5,15 +5,26 @@ use std::path::Path;
 use std::time::Duration;
 
 use openraft_rt::AsyncRuntime;
+use unibus_broker::node::Node;
+use unibus_broker::service::Caller;
 use unibus_broker::shard::placement;
-use unibus_proto::id::{GroupId, NodeId};
+use unibus_proto::id::{GroupId, NodeId, RequestId};
+use unibus_proto::row::NodeRow;
+use unibus_proto::v1::{NodeState, ReplaceNodeRequest};
 
 use crate::cluster::Cluster;
 use crate::history::Outcome;
 use crate::invariants::Violation;
 use crate::plan::Plan;
 use crate::run::{Report, Run, simulate};
+use crate::sim::env::SimEnv;
+use crate::sim::random::Random;
 use crate::sim::runtime::SimRuntime;
+
+/// A replacement takes some seconds; an election that a crash costs, one.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// ARCHITECTURE section 8.1: a leader whose own fsync is held gets a publish acknowledged through its
 /// followers, loses power, and restarts within its lease. Restored as leader without a vote it would give
@@ -50,6 +61,92 @@ async fn script(run: &Run, plan: &Plan) -> Result<(), Violation> {
     run.converge().await?;
     run.power_cycle().await?;
     run.scan(&rooms).await
+}
+
+/// ARCHITECTURE section 9: a node's disk is lost and a new node takes its place, while whoever leads meta,
+/// and so reconciles, loses power again and again at any moment.
+pub fn node_replace(seed: u64, trace: Option<&Path>) -> Report {
+    let plan = Plan { nodes: 3, faults: Vec::new(), ..Plan::of_seed(seed) };
+    simulate(seed, trace, |recorder| async move {
+        let run = Run::new(&plan, Cluster::new(&plan), recorder);
+        let ended = replace(&run, &plan).await;
+        (ended, run.cluster.exits(), BTreeMap::from([("node-replace", 1)]))
+    })
+}
+
+async fn replace(run: &Run, plan: &Plan) -> Result<(), Violation> {
+    let mut random = Random::stream(plan.seed, "replace", 0);
+    let rooms = run.set_up(plan).await?;
+    run.publish(rooms[0], "before").await;
+    let (lost, new) = (NodeId(random.between(1, 3)), NodeId(4));
+    run.cluster.kill(lost, true);
+    run.cluster.retire(lost);
+    run.cluster.add_joining(new);
+    run.cluster.start(new);
+    record_replacement(run, lost, new).await?;
+    for _ in 0..3 {
+        SimRuntime::sleep(Duration::from_millis(random.below(600))).await;
+        let Some(leader) = run.cluster.leader(GroupId::META) else { continue };
+        run.cluster.kill(leader, true);
+        SimRuntime::sleep(Duration::from_millis(random.below(400))).await;
+        run.cluster.start(leader);
+        run.publish(rooms[0], "meanwhile").await;
+    }
+    let is_gone = |state| state == NodeState::Removed;
+    wait_for(run, "the lost node has left every group", |node| state_of(node, lost).is_some_and(is_gone)).await?;
+    run.cluster.wait_ready(PATIENCE).await.map_err(|what| liveness(&what))?;
+    let expected: Vec<_> = run.cluster.ids();
+    wait_for(run, "three nodes vote in every group", |node| {
+        node.store().groups().all(|group| group.status().voters == expected)
+    })
+    .await?;
+    run.publish(rooms[0], "after").await;
+    run.converge().await?;
+    run.power_cycle().await?;
+    run.scan(&rooms).await
+}
+
+async fn record_replacement(run: &Run, lost: NodeId, new: NodeId) -> Result<(), Violation> {
+    let (node, with) = (format!("n{lost}"), format!("n{new}"));
+    let request = ReplaceNodeRequest { request_id: RequestId([9; 16]).to_bytes(), node, with };
+    let (mut waited, mut last) = (Duration::ZERO, String::new());
+    while waited < PATIENCE {
+        for id in run.cluster.ids().into_iter().filter(|id| *id != new) {
+            let Some(node) = run.cluster.node(id) else { continue };
+            match node.service().replace_node(&Caller::Local, request.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(failure) => last = failure.to_string(),
+            }
+        }
+        SimRuntime::sleep(LOOK).await;
+        waited += LOOK;
+    }
+    Err(liveness(&format!("the replacement cannot be recorded: {last}")))
+}
+
+fn state_of(node: &Node<SimEnv>, wanted: NodeId) -> Option<NodeState> {
+    let rows = node.store().group(GroupId::META)?.view(|machine| machine.node_rows());
+    let is_wanted = |row: &&NodeRow| row.node.as_ref().is_some_and(|node| node.node_id == wanted.0);
+    rows.iter().find(is_wanted).map(NodeRow::state)
+}
+
+async fn wait_for(run: &Run, what: &str, holds: impl Fn(&Node<SimEnv>) -> bool) -> Result<(), Violation> {
+    let mut waited = Duration::ZERO;
+    let holds = |id: NodeId| run.cluster.node(id).is_some_and(|node| holds(&node));
+    while !run.cluster.ids().into_iter().all(holds) {
+        if waited > PATIENCE {
+            let says = |id: NodeId| Some(format!("n{id}: {:?}", run.cluster.node(id)?.service().status().problems));
+            let all: Vec<_> = run.cluster.ids().into_iter().filter_map(says).collect();
+            return Err(liveness(&format!("{what}: not within {PATIENCE:?}: {}", all.join("; "))));
+        }
+        SimRuntime::sleep(LOOK).await;
+        waited += LOOK;
+    }
+    Ok(())
+}
+
+fn liveness(what: &str) -> Violation {
+    Violation { invariant: "I14 liveness", what: what.into() }
 }
 
 async fn wait_open(run: &Run, node: NodeId) {

@@ -53,6 +53,7 @@ mod core;
 mod devices;
 mod error;
 mod event;
+mod membership;
 mod nodes;
 mod platform;
 mod publish;

@@ -80,6 +80,8 @@ pub const SEGMENT_BYTES: u64 = 64 << 20;
 pub const SHARDS_DEFAULT: u32 = 8;
 /// Shard groups of a cluster, at most.
 pub const SHARDS_MAX: u32 = 64;
+/// Nodes of a cluster: each of them votes in every group.
+pub const NODES_MAX: usize = 5;
 /// Log time may be ahead of the median of the voters' clocks by so much.
 pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(1);
 /// Without a quorum the caller learns why within this time.

@@ -53,10 +53,14 @@ fn every_kind_of_command() {
             Command::Tick(_) => "tick",
             Command::SegmentSealed(_) => "segment-sealed",
             Command::CommandBatch(_) => "command-batch",
+            Command::NodeAdd(_) => "node-add",
+            Command::NodeDrain(_) => "node-drain",
+            Command::NodeRemove(_) => "node-remove",
+            Command::NodeGone(_) => "node-gone",
         };
         check(&format!("proposal-{name}"), &log::Proposal { at_ms: ex::AT, command: Some(command) });
     }
-    assert_eq!(ex::commands().len(), 13, "one of each kind");
+    assert_eq!(ex::commands().len(), 17, "one of each kind");
 }
 
 #[test]
@@ -83,8 +87,11 @@ fn every_row() {
     let group = row::GroupRow { at_ms: ex::AT, rooms: 3, segment_bytes: 4, segment: 5, segment_live: 0 };
     check("row-group", &group);
     check("row-group-live", &row::GroupRow { segment_live: 6, ..group });
-    check("row-cluster", &row::ClusterRow { cluster_id: ex::id(1), shards: 8, feature_level: 1 });
-    check("row-node", &row::NodeRow { node: Some(ex::node()) });
+    let cluster = row::ClusterRow { cluster_id: ex::id(1), shards: 8, feature_level: 1, ..row::ClusterRow::default() };
+    check("row-cluster", &cluster);
+    check("row-cluster-nodes", &row::ClusterRow { nodes_version: 3, ..cluster });
+    check("row-node", &row::NodeRow { node: Some(ex::node()), ..row::NodeRow::default() });
+    check("row-node-state", &ex::node_row());
     check("row-user", &row::UserRow { user: Some(ex::user()) });
     check("row-directory", &ex::directory_row());
     check("row-subject", &row::SubjectRow { room_id: ex::id(2) });

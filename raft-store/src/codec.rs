@@ -81,7 +81,7 @@ fn encode_member(id: NodeId, member: &Member) -> peer::Member {
     peer::Member { node_id: id.0, directory_id: member.directory.to_bytes() }
 }
 
-fn decode_member(member: &peer::Member) -> Result<(NodeId, Member), CodecError> {
+pub(crate) fn decode_member(member: &peer::Member) -> Result<(NodeId, Member), CodecError> {
     let directory = DirectoryId::from_bytes(&member.directory_id)
         .map_err(|e| wrong("directory id of a member", e.found, e.expected))?;
     Ok((node_id(member.node_id, "member")?, Member { directory }))

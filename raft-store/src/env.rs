@@ -9,6 +9,7 @@
 //! `tokio::sync::{mpsc, oneshot, Mutex, Semaphore}` are fine (they wake in order); `watch` and
 //! `Notify` are not: use `<E::Rt as AsyncRuntime>::Watch`. `select!` must be biased.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -238,6 +239,11 @@ pub trait Net: Clone + Send + Sync + 'static {
     /// The next stream that a peer opened, with the peer's authenticated node id. An error means that
     /// the network was shut down.
     fn accept(&self) -> impl Future<Output = Result<(NodeId, Duplex<Self>), NetError>> + Send;
+    /// The members from now on, with the address of each. Connections of nodes that are members no longer
+    /// are cut. A network that finds nodes by their id alone has nothing to do.
+    fn set_peers(&self, peers: BTreeMap<NodeId, String>) {
+        drop(peers);
+    }
 }
 
 /// The sending half of a stream.

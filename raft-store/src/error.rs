@@ -11,8 +11,8 @@ use crate::identity::IdentityError;
 use crate::wal::WalError;
 
 /// What to do about a damaged file that this node alone cannot rebuild.
-pub const REPLACE_NODE: &str = "keep the directory for analysis and leave the node stopped, the others go on while \
-     they are a majority; replacing a node under a new id (`unibusctl node replace`) comes with a later version";
+pub const REPLACE_NODE: &str = "keep the directory for analysis and put a new node in this one's place, the others \
+     go on while they are a majority: `unibus-node plan --add`, then `unibusctl node replace`";
 
 /// Why a store cannot be opened or go on.
 #[derive(Debug, thiserror::Error)]

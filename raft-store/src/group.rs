@@ -352,12 +352,16 @@ impl<E: Env> StatusWatch<E> {
 }
 
 fn not_leader<E: Env>(forward: &ForwardToLeader<TypeConfig<E>>) -> ProposeError {
-    let leader = match forward.reason {
+    ProposeError::NotLeader { leader: not_leader_of(forward) }
+}
+
+/// Who leads, as far as a refusal tells.
+pub(crate) fn not_leader_of<E: Env>(forward: &ForwardToLeader<TypeConfig<E>>) -> Option<NodeId> {
+    match forward.reason {
         ForwardReason::NotLeader => forward.leader_id,
         // It is this node, which is not sure of it, or it is about to be another one.
         ForwardReason::LeaseExpired | ForwardReason::LeadershipTransfer => None,
-    };
-    ProposeError::NotLeader { leader }
+    }
 }
 
 fn role(state: ServerState) -> Role {

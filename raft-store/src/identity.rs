@@ -92,8 +92,8 @@ pub enum IdentityError {
     #[error(
         "data directory {path}: it has an identity (node {node}) but no write-ahead log, expected both; \
          the disk was wiped or lost, and under its old id the node could undo what the cluster acknowledged: \
-         leave it stopped, the others go on while they are a majority; replacing a node under a new id \
-         (`unibusctl node replace`) comes with a later version"
+         put a new node in its place: `unibus-node plan --add`, then `unibusctl node replace`; the others go on \
+         while they are a majority"
     )]
     WithoutWal {
         /// The directory.
@@ -104,8 +104,8 @@ pub enum IdentityError {
     /// It was copied in part.
     #[error(
         "data directory {path}: it has a write-ahead log but no identity, expected both; \
-         restore the file `identity`, or leave it stopped, the others go on while they are a majority; replacing a \
-         node under a new id (`unibusctl node replace`) comes with a later version"
+         restore the file `identity`, or put a new node in its place: `unibus-node plan --add`, then \
+         `unibusctl node replace`; the others go on while they are a majority"
     )]
     WithoutIdentity {
         /// The directory.
@@ -113,8 +113,8 @@ pub enum IdentityError {
     },
     /// A file in it does not hold what it must.
     #[error(
-        "{file}: found {found}, expected {expected}; leave it stopped, the others go on while they are a majority; \
-         replacing a node under a new id (`unibusctl node replace`) comes with a later version"
+        "{file}: found {found}, expected {expected}; put a new node in its place: `unibus-node plan --add`, then \
+         `unibusctl node replace`; the others go on while they are a majority"
     )]
     Damaged {
         /// The file.

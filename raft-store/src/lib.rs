@@ -10,7 +10,7 @@
 //!   hashes of files;
 //! - [`replica`] these together: the applied state of a group; [`state`] openraft's view of it;
 //! - [`stream`] how a stream between nodes begins; `network` what openraft sends over it;
-//! - [`group`], [`store`] what the rest of the node sees.
+//! - [`group`], [`membership`], [`store`] what the rest of the node sees.
 
 pub mod checkpoint;
 pub mod codec;
@@ -21,6 +21,7 @@ pub mod group;
 pub mod identity;
 mod inspect;
 pub mod log;
+pub mod membership;
 pub mod mutants;
 mod network;
 pub mod replica;

@@ -13,6 +13,7 @@ pub const ENV_PREFIX: &str = "UNIBUS_NODE_";
 pub const NODE_KEYS: &[&str] = &[
     "node_id",
     "name",
+    "join",
     "data_dir",
     "log",
     "log_format",

@@ -69,6 +69,9 @@ pub struct NodeFile {
     pub node_id: u64,
     /// Its name.
     pub name: String,
+    /// The cluster is there already, and is asked to take this node in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub join: bool,
     /// Its data; relative to the file.
     pub data_dir: PathBuf,
     /// Log filter, e.g. "info" or "unibus_broker=debug".
@@ -222,16 +225,7 @@ impl NodeFile {
             .map_err(|_| value("cluster.id", format!("{:?}", self.cluster.id), "32 hexadecimal digits"))?;
         let mut nodes = Vec::new();
         for node in &self.cluster.node {
-            let mut sign_key = [0; 32];
-            hex::decode_to_slice(&node.sign_key, &mut sign_key)
-                .map_err(|_| value("cluster.node.sign_key", format!("{:?}", node.sign_key), "64 hexadecimal digits"))?;
-            nodes.push(PlanNode {
-                id: NodeId(node.id),
-                name: node.name.clone(),
-                peer_address: node.peer.clone(),
-                client_address: node.client.clone(),
-                sign_key,
-            });
+            nodes.push(plan_node(node)?);
         }
         nodes.sort_by_key(|node| node.id);
         if nodes.first().is_none_or(|node| node.id.0 == 0) || nodes.windows(2).any(|pair| pair[0].id == pair[1].id) {
@@ -275,6 +269,23 @@ impl NodeFile {
         }
         Ok(Some([heartbeat, min, max].map(Duration::from_millis)))
     }
+}
+
+/// A node of the plan.
+pub fn plan_node(node: &NodeSection) -> Result<PlanNode, ConfigError> {
+    let mut sign_key = [0; 32];
+    hex::decode_to_slice(&node.sign_key, &mut sign_key).map_err(|_| ConfigError::Value {
+        key: "cluster.node.sign_key".into(),
+        found: format!("{:?}", node.sign_key),
+        expected: "64 hexadecimal digits".into(),
+    })?;
+    Ok(PlanNode {
+        id: NodeId(node.id),
+        name: node.name.clone(),
+        peer_address: node.peer.clone(),
+        client_address: node.client.clone(),
+        sign_key,
+    })
 }
 
 /// Reads a node's signing key.

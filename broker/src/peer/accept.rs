@@ -9,6 +9,7 @@ use unibus_raft_store::stream::accept_stream;
 use unibus_raft_store::{Identity, Store};
 
 use crate::formation::Formation;
+use crate::members::{Members, Standing};
 use crate::service::Service;
 
 /// Who takes the streams of the peers.
@@ -21,8 +22,10 @@ pub struct Acceptor<E: Env> {
     pub store: Store<E>,
     /// Forwarded commands and reads.
     pub service: Service<E>,
-    /// Formation, and who may open anything at all.
+    /// Formation, and who may open anything while there is no registry of nodes.
     pub formation: Arc<Formation<E>>,
+    /// Who may open anything once there is one.
+    pub members: Arc<Members<E>>,
 }
 
 impl<E: Env> Acceptor<E> {
@@ -37,15 +40,21 @@ impl<E: Env> Acceptor<E> {
     }
 
     async fn serve(self: Arc<Self>, peer: NodeId, duplex: Duplex<E::Net>) {
-        let formation = &self.formation;
         let accepted = accept_stream::<E>(&self.identity, peer, duplex, |directory, purpose| {
-            formation.admit(peer, directory, purpose, self.store.knows_peer(peer, directory))
+            match self.members.judge(peer, directory, purpose) {
+                Standing::Member => Ok(()),
+                Standing::Refused(why) => Err(why),
+                Standing::Unformed => {
+                    self.formation.admit(peer, directory, purpose, self.store.knows_peer(peer, directory))
+                }
+            }
         });
         let accepted = match accepted.await {
             Ok(accepted) => accepted,
             Err(error) => return tracing::debug!(%peer, %error, "stream not accepted"),
         };
         match accepted.purpose {
+            Purpose::Join(_) => self.members.serve_join(peer, accepted.directory, accepted.duplex).await,
             Purpose::Formation(_) => self.formation.serve(peer, accepted.duplex).await,
             Purpose::Node(_) => self.service.serve_link(peer, accepted.duplex).await,
             purpose @ (Purpose::Append(_) | Purpose::Control(_) | Purpose::Snapshot(_)) => {

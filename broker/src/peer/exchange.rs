@@ -1,7 +1,7 @@
 //! What this node knows of the others: each second they exchange wall clock and status.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use unibus_proto::id::NodeId;
@@ -19,13 +19,25 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// The other nodes: the links to them and what they last said. Clones share everything.
 pub struct Peers<E: Env> {
+    inner: Arc<Inner<E>>,
+}
+
+struct Inner<E: Env> {
     env: E,
-    peers: Arc<BTreeMap<NodeId, Peer<E>>>,
+    identity: Identity,
+    peers: RwLock<BTreeMap<NodeId, Arc<Peer<E>>>>,
+    talk: OnceLock<Talk>,
+}
+
+/// What is exchanged with each peer: what this node says, and what becomes of the answer.
+struct Talk {
+    say: Box<dyn Fn() -> Exchange + Send + Sync>,
+    hear: Box<dyn Fn(&Exchange) + Send + Sync>,
 }
 
 impl<E: Env> Clone for Peers<E> {
     fn clone(&self) -> Self {
-        Self { env: self.env.clone(), peers: Arc::clone(&self.peers) }
+        Self { inner: Arc::clone(&self.inner) }
     }
 }
 
@@ -45,30 +57,63 @@ struct Heard<E: Env> {
 impl<E: Env> Peers<E> {
     /// Opens the links to all nodes but this one.
     pub fn connect(env: &E, identity: Identity, nodes: impl IntoIterator<Item = NodeId>) -> Self {
-        let others = nodes.into_iter().filter(|&node| node != identity.node);
-        let peers = others.map(|node| {
-            let (link, run) = Link::new(env.clone(), identity, node);
-            spawn::<E>(run);
-            let heard = Heard { at: None, round_trip: Duration::ZERO, clock_offset_ms: None, status: None };
-            (node, Peer { link, heard: Mutex::new(heard) })
-        });
-        Self { env: env.clone(), peers: Arc::new(peers.collect()) }
+        let inner = Inner { env: env.clone(), identity, peers: RwLock::default(), talk: OnceLock::new() };
+        let peers = Self { inner: Arc::new(inner) };
+        peers.set(nodes);
+        peers
     }
 
-    /// Exchanges clock and status with each peer, for ever, each in a task of its own.
-    pub fn exchange_with_all(&self, own_status: impl Fn() -> NodeStatus + Clone + Send + Sync + 'static) {
-        for &peer in self.peers.keys() {
-            spawn::<E>(self.clone().exchange_with(peer, own_status.clone()));
+    /// The nodes to talk to from now on: links to new ones are opened, the links to others end.
+    pub fn set(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        let nodes: BTreeSet<NodeId> = nodes.into_iter().filter(|&node| node != self.inner.identity.node).collect();
+        let mut peers = self.inner.peers.write().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|node, peer| {
+            let stays = nodes.contains(node);
+            if !stays {
+                peer.link.close();
+            }
+            stays
+        });
+        for node in nodes {
+            peers.entry(node).or_insert_with(|| self.open(node));
         }
     }
 
-    async fn exchange_with(self, node: NodeId, own_status: impl Fn() -> NodeStatus + Send + Sync + 'static) {
-        let Some(peer) = self.peers.get(&node) else { return };
-        loop {
+    fn open(&self, node: NodeId) -> Arc<Peer<E>> {
+        let (link, run) = Link::new(self.inner.env.clone(), self.inner.identity, node);
+        spawn::<E>(run);
+        let heard = Heard { at: None, round_trip: Duration::ZERO, clock_offset_ms: None, status: None };
+        let peer = Arc::new(Peer { link, heard: Mutex::new(heard) });
+        if self.inner.talk.get().is_some() {
+            spawn::<E>(self.clone().exchange_with(peer.clone()));
+        }
+        peer
+    }
+
+    /// Exchanges clock and status with each peer, as long as it is one, each in a task of its own.
+    pub fn exchange_with_all(
+        &self,
+        say: impl Fn() -> Exchange + Send + Sync + 'static,
+        hear: impl Fn(&Exchange) + Send + Sync + 'static,
+    ) {
+        let peers = self.inner.peers.read().unwrap_or_else(PoisonError::into_inner);
+        if self.inner.talk.set(Talk { say: Box::new(say), hear: Box::new(hear) }).is_err() {
+            return;
+        }
+        for peer in peers.values() {
+            spawn::<E>(self.clone().exchange_with(peer.clone()));
+        }
+    }
+
+    async fn exchange_with(self, peer: Arc<Peer<E>>) {
+        let Some(talk) = self.inner.talk.get() else { return };
+        while !peer.link.is_closed() {
             let sent = now::<E>();
-            let request = Exchange { now_ms: self.env.clock().now_ms(), status: Some(own_status()) };
-            match peer.link.request::<E>(Request::Exchange(request), SILENCE_MAX).await {
-                Ok(Response::Exchange(answer)) => peer.learn(&self.env, answer, sent.elapsed()),
+            match peer.link.request::<E>(Request::Exchange((talk.say)()), SILENCE_MAX).await {
+                Ok(Response::Exchange(answer)) => {
+                    (talk.hear)(&answer);
+                    peer.learn(&self.inner.env, answer, sent.elapsed());
+                }
                 Err(LinkError::Lost(_)) => peer.link.reset(),
                 Ok(_) | Err(LinkError::NotSent(_)) => {}
             }
@@ -78,41 +123,63 @@ impl<E: Env> Peers<E> {
         }
     }
 
+    fn peer(&self, node: NodeId) -> Option<Arc<Peer<E>>> {
+        self.inner.peers.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<Peer<E>>> {
+        self.inner.peers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The peers, by id.
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.inner.peers.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Why there is no link to those peers to which there is none.
+    pub fn refusals(&self) -> Vec<String> {
+        self.all().iter().filter_map(|peer| peer.link.down()).collect()
+    }
+
     /// The link to a peer.
-    pub fn link(&self, node: NodeId) -> Option<&Arc<Link>> {
-        self.peers.get(&node).map(|peer| &peer.link)
+    pub fn link(&self, node: NodeId) -> Option<Arc<Link>> {
+        self.peer(node).map(|peer| peer.link.clone())
     }
 
     /// Takes note of what a peer said on the stream that it opened. The round trip of our own exchanges
     /// measures its clock better, so the clock is taken from here only while nothing else is known.
     pub fn heard_from(&self, node: NodeId, said: Exchange) {
-        let Some(peer) = self.peers.get(&node) else { return };
+        let Some(peer) = self.peer(node) else { return };
+        if let Some(talk) = self.inner.talk.get() {
+            (talk.hear)(&said);
+        }
         let mut heard = peer.heard();
         heard.at = Some(now::<E>());
-        let offset = said.now_ms as i64 - self.env.clock().now_ms() as i64;
+        let offset = said.now_ms as i64 - self.inner.env.clock().now_ms() as i64;
         heard.clock_offset_ms.get_or_insert(offset);
         heard.status = said.status;
     }
 
     /// Whether something was heard from a peer within the last two seconds.
     pub fn is_reachable(&self, node: NodeId) -> bool {
-        self.peers.get(&node).is_some_and(|peer| peer.heard().is_fresh())
+        self.peer(node).is_some_and(|peer| peer.heard().is_fresh())
     }
 
     /// How many peers are reachable.
     pub fn reachable(&self) -> usize {
-        self.peers.values().filter(|peer| peer.heard().is_fresh()).count()
+        self.all().iter().filter(|peer| peer.heard().is_fresh()).count()
     }
 
     /// A peer's wall clock now, given ours, as far as it is known.
     pub fn clock_of(&self, node: NodeId, own_ms: u64) -> Option<u64> {
-        let offset = self.peers.get(&node)?.heard().clock_offset_ms?;
+        let offset = self.peer(node)?.heard().clock_offset_ms?;
         own_ms.checked_add_signed(offset)
     }
 
     /// What a peer last said of itself, with what this node measured; `None` for a node that is no peer.
     pub fn status_of(&self, node: NodeId) -> Option<NodeStatus> {
-        let heard = self.peers.get(&node)?.heard();
+        let peer = self.peer(node)?;
+        let heard = peer.heard();
         Some(NodeStatus {
             node_id: node.0,
             reachable: heard.is_fresh(),

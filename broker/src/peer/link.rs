@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use prost::Message;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use unibus_proto::id::NodeId;
 use unibus_proto::peer::{
     NodeRequest, NodeResponse, NodeStream, node_request::Request, node_response::Response, stream_open::Purpose,
@@ -48,6 +48,8 @@ pub struct Link {
     state: Mutex<State>,
     outgoing: mpsc::Sender<(u64, Bytes)>,
     reset: mpsc::Sender<()>,
+    /// Closed when the peer is no member any more.
+    open: Semaphore,
 }
 
 #[derive(Default)]
@@ -82,7 +84,7 @@ impl Link {
         let (outgoing, frames) = mpsc::channel(IN_FLIGHT_MAX);
         let (reset, resets) = mpsc::channel(1);
         let state = State { down: Some("not connected yet".into()), ..State::default() };
-        let link = Arc::new(Self { peer, state: Mutex::new(state), outgoing, reset });
+        let link = Arc::new(Self { peer, state: Mutex::new(state), outgoing, reset, open: Semaphore::new(0) });
         let run = Arc::clone(&link).run(env, identity, frames, resets);
         (link, run)
     }
@@ -111,6 +113,21 @@ impl Link {
     /// Drops the present stream and connects again: the peer does not answer on it.
     pub fn reset(&self) {
         self.reset.try_send(()).ok();
+    }
+
+    /// Ends the link for good.
+    pub fn close(&self) {
+        self.open.close();
+    }
+
+    /// Whether it was ended for good.
+    pub fn is_closed(&self) -> bool {
+        self.open.is_closed()
+    }
+
+    /// Why there is no stream; none while there is one.
+    pub fn down(&self) -> Option<String> {
+        self.state().down.clone()
     }
 
     fn register(&self, answer: oneshot::Sender<Result<Response, LinkError>>) -> Result<u64, LinkError> {
@@ -142,7 +159,7 @@ impl Link {
         mut frames: mpsc::Receiver<(u64, Bytes)>,
         mut resets: mpsc::Receiver<()>,
     ) {
-        loop {
+        while !self.open.is_closed() {
             let purpose = Purpose::Node(NodeStream {});
             let opening = open_stream::<E>(&env, &identity, self.peer, purpose, Lane::Log);
             let why = match timeout::<E, _>(CONNECT_PATIENCE, opening).await {
@@ -169,6 +186,7 @@ impl Link {
             why = self.read_answers(rx) => why,
             why = self.write_requests(tx, frames) => why,
             _ = resets.recv() => "the peer did not answer".into(),
+            _ = self.open.acquire() => "the peer is no member any more".into(),
         }
     }
 

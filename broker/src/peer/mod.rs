@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod exchange;
 pub mod frame;
+mod incoming;
 pub mod link;
 pub mod quic;
 pub mod stream;

@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, mpsc};
 use unibus_proto::id::{ClusterId, NodeId};
 use unibus_raft_store::env::{Duplex, Lane, Net, NetError};
 
+use super::incoming::{Incoming, LEFT};
 use super::stream::{QuicRx, QuicTx};
 use crate::certs;
 use crate::tls::{self, Material, TlsError};
@@ -55,7 +56,7 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const ACCEPTED_MAX: usize = 256;
 
 const CLOSED_DONE: VarInt = VarInt::from_u32(0);
-const CLOSED_REFUSED: VarInt = VarInt::from_u32(1);
+pub(super) const CLOSED_REFUSED: VarInt = VarInt::from_u32(1);
 
 /// What a node needs for its peer port.
 pub struct QuicSettings {
@@ -65,7 +66,7 @@ pub struct QuicSettings {
     pub cluster: ClusterId,
     /// This node.
     pub node: NodeId,
-    /// host:port of the other nodes; nobody else is accepted.
+    /// host:port of the other nodes, until `set_peers` names others.
     pub peers: BTreeMap<NodeId, String>,
     /// Certificate, key and peer authority.
     pub tls: Material,
@@ -112,6 +113,7 @@ struct Inner {
     slots: RwLock<BTreeMap<(NodeId, bool), Slot>>,
     accepted: Mutex<mpsc::Receiver<Accepted>>,
     handshakes: AtomicUsize,
+    incoming: Incoming,
 }
 
 impl QuicNet {
@@ -140,6 +142,7 @@ impl QuicNet {
             slots: RwLock::default(),
             accepted: Mutex::new(accepted),
             handshakes: AtomicUsize::new(0),
+            incoming: Incoming::default(),
         });
         tokio::spawn(listen(inner.clone(), sender));
         Ok(Self { inner })
@@ -148,13 +151,6 @@ impl QuicNet {
     /// Where the peer port listens.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.endpoint.local_addr()
-    }
-
-    /// The nodes that may connect from now on, with their addresses. Others are cut off.
-    pub fn set_peers(&self, peers: BTreeMap<NodeId, String>) {
-        let known: BTreeSet<NodeId> = peers.keys().copied().collect();
-        *self.inner.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
-        self.inner.slots.write().unwrap_or_else(PoisonError::into_inner).retain(|(node, _), _| known.contains(node));
     }
 
     /// Closes all connections and the port.
@@ -244,15 +240,17 @@ async fn serve(inner: &Inner, connection: Connection, accepted: mpsc::Sender<Acc
             return connection.close(CLOSED_REFUSED, why.as_bytes());
         }
     };
+    if !inner.incoming.admit(peer, &connection, |peer| inner.knows(peer)) {
+        tracing::warn!(%from, %peer, "peer refused: too many nodes that are no members are connected");
+        return connection.close(CLOSED_REFUSED, b"too many nodes that are no members");
+    }
     tracing::debug!(%peer, %from, "peer connected");
     while let Ok((send, receive)) = connection.accept_bi().await {
-        if !inner.knows(peer) {
-            return connection.close(CLOSED_REFUSED, b"no longer a member");
-        }
         if accepted.send((peer, (QuicTx::new(send), QuicRx::new(receive)))).await.is_err() {
-            return;
+            break;
         }
     }
+    inner.incoming.forget(&connection);
 }
 
 impl Inner {
@@ -260,7 +258,7 @@ impl Inner {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).contains_key(&peer)
     }
 
-    /// Who is at the other end, if it may be there.
+    /// Who is at the other end.
     fn authenticate(&self, connection: &Connection) -> Result<NodeId, String> {
         let identity = connection.peer_identity().ok_or("no certificate")?;
         let chain = identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "no X.509 certificate")?;
@@ -268,8 +266,8 @@ impl Inner {
         if name.cluster != self.cluster {
             return Err(format!("certificate of cluster {}, expected {}", name.cluster, self.cluster));
         }
-        if name.node == self.node || !self.knows(name.node) {
-            return Err(format!("certificate of node {}, which is not another member of this cluster", name.node));
+        if name.node == self.node {
+            return Err(format!("certificate of node {}, which is this one", name.node));
         }
         Ok(name.node)
     }
@@ -340,6 +338,22 @@ impl Net for QuicNet {
         };
         send.set_priority(priority).map_err(|error| NetError::Closed(error.to_string()))?;
         Ok((QuicTx::new(send), QuicRx::new(receive)))
+    }
+
+    fn set_peers(&self, peers: BTreeMap<NodeId, String>) {
+        let known: BTreeSet<NodeId> = peers.keys().copied().collect();
+        *self.inner.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
+        self.inner.slots.write().unwrap_or_else(PoisonError::into_inner).retain(|(node, _), slot| {
+            // A slot that is locked is being dialled; without a known peer it is not used.
+            if !known.contains(node)
+                && let Ok(slot) = slot.try_lock()
+                && let Some(connection) = &*slot
+            {
+                connection.close(CLOSED_REFUSED, LEFT);
+            }
+            known.contains(node)
+        });
+        self.inner.incoming.cut(|peer| self.inner.knows(peer));
     }
 
     async fn accept(&self) -> Result<(NodeId, Duplex<Self>), NetError> {

@@ -78,6 +78,7 @@ impl<E: Env> Service<E> {
             not_ready: parts.vitals.not_ready(),
             subscriptions: self.subscriptions() as u64,
             last_fsync_us: parts.vitals.last_fsync_us(),
+            moving: parts.members.moving(),
             ..NodeStatus::default()
         }
     }
@@ -118,11 +119,14 @@ impl<E: Env> Service<E> {
         known.unwrap_or_else(|| format!("node {node}"))
     }
 
-    /// The nodes by id: as meta has them, and as planned until it has.
+    /// The nodes by id: as the registry has them, and as planned while there is none.
     pub(super) fn nodes(&self) -> BTreeMap<NodeId, PlannedNode> {
         let registered = self.shards().meta().view(|machine| machine.nodes());
-        let planned = self.inner.parts.nodes.iter().cloned();
-        planned.chain(registered).map(|node| (NodeId(node.node_id), node)).collect()
+        let by_id = |node: PlannedNode| (NodeId(node.node_id), node);
+        match registered.is_empty() {
+            true => self.inner.parts.nodes.iter().cloned().map(by_id).collect(),
+            false => registered.into_iter().map(by_id).collect(),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod devices;
 mod failure;
 mod groups;
 mod messages;
+mod nodes;
 mod parts;
 mod problems;
 mod rooms;
@@ -31,7 +32,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::Semaphore;
 use unibus_proto::code::ErrorCode;
-use unibus_proto::id::NodeId;
+use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::peer::{Exchange, NodeError, node_request::Request, node_response::Response};
 use unibus_proto::v1::ConfigValue;
 use unibus_raft_store::env::{Clock, Duplex, Env, InstantOf, now, spawn};
@@ -98,8 +99,10 @@ impl<E: Env> Service<E> {
                 running: Semaphore::new(0),
             }),
         };
-        let status = service.clone();
-        peers.exchange_with_all(move || status.local_status());
+        // The peers are part of the service: they must not keep it alive.
+        let (says, hears) = (Arc::downgrade(&service.inner), service.inner.parts.members.clone());
+        let say = move || says.upgrade().map(|inner| Self { inner }.said()).unwrap_or_default();
+        peers.exchange_with_all(say, move |said| hears.learn(said.registry.as_ref()));
         spawn::<E>(service.clone().reconcile());
         service
     }
@@ -178,7 +181,14 @@ impl<E: Env> Service<E> {
 
     fn draining(&self) -> Failure {
         let node = self.node();
-        Failure::new(ErrorCode::Draining, format!("node {node} is shutting down; use another node"))
+        let why = self.inner.parts.members.removed().unwrap_or_else(|| format!("node {node} is shutting down"));
+        Failure::new(ErrorCode::Draining, format!("{why}; use another node"))
+    }
+
+    /// What this node tells its peers each second.
+    fn said(&self) -> Exchange {
+        let registry = Some(self.inner.parts.members.registry());
+        Exchange { now_ms: self.now_ms(), status: Some(self.local_status()), registry }
     }
 
     fn node(&self) -> NodeId {
@@ -199,8 +209,10 @@ impl<E: Env> Answer for Service<E> {
             Request::Inspect(inspect) => self.serve_inspect(inspect).await,
             Request::Exchange(said) => {
                 self.shards().peers().heard_from(peer, said);
-                Response::Exchange(Exchange { now_ms: self.now_ms(), status: Some(self.local_status()) })
+                Response::Exchange(self.said())
             }
+            Request::MembershipQuery(query) => self.shards().serve_membership_query(GroupId(query.group)),
+            Request::MembershipChange(change) => self.shards().serve_membership_change(change).await,
             #[allow(unreachable_patterns, reason = "requests of later versions")]
             _ => Response::Error(NodeError {
                 code: ErrorCode::VersionSkew.as_str().into(),

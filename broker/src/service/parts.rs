@@ -7,6 +7,8 @@ use unibus_proto::log::PlannedNode;
 use unibus_raft_store::env::Env;
 use unibus_raft_store::{Identity, Store};
 
+use crate::members::Members;
+
 /// Everything that a [`Service`](super::Service) is made of.
 pub struct ServiceParts<E: Env> {
     /// Clock, randomness, tasks, network.
@@ -22,6 +24,8 @@ pub struct ServiceParts<E: Env> {
     pub sign_key: SigningKey,
     /// Version of the program, for `GetStatus`.
     pub version: String,
+    /// Who belongs to the cluster.
+    pub members: Arc<Members<E>>,
     /// What only the node itself knows.
     pub vitals: Arc<dyn Vitals>,
 }

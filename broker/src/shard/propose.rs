@@ -142,7 +142,7 @@ impl<E: Env> Shards<E> {
     }
 
     /// Asks the leader of a group, as long as this node takes it for the leader.
-    pub(super) async fn ask_leader(
+    pub(crate) async fn ask_leader(
         &self,
         group: GroupId,
         leader: NodeId,

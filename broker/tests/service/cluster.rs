@@ -57,7 +57,7 @@ pub fn node_config(node: NodeId, plan: Plan, dir: &Path) -> NodeConfig {
     // Wide enough for a machine that builds something else at the same time.
     store.raft.election_min = Duration::from_millis(600);
     store.raft.election_max = Duration::from_millis(1_000);
-    NodeConfig { node, plan, data_dir: dir.into(), store, version: "test".into() }
+    NodeConfig { node, plan, join: false, data_dir: dir.into(), store, version: "test".into() }
 }
 
 impl Cluster {
@@ -78,7 +78,7 @@ impl Cluster {
             running.push(Box::pin(Node::start(hub.env(id), config, sign_key(id.0))).await.unwrap());
             dirs.push(dir);
         }
-        let cluster = Self { hub, nodes: running, dirs: dirs };
+        let cluster = Self { hub, nodes: running, dirs };
         let start = now::<HubEnv>();
         while cluster.nodes.iter().any(|node| !node.not_ready().is_empty()) {
             let waits: Vec<_> = cluster.nodes.iter().map(Node::not_ready).collect();
@@ -99,6 +99,16 @@ impl Cluster {
         let shards = self.nodes[0].service().shards().clone();
         let led = |group| shards.group(group).unwrap().leader() == Some(shards.ranking(group).unwrap()[0]);
         eventually("leaders are spread", || shards.ids().all(led)).await;
+    }
+
+    /// A node that asks to be taken in.
+    pub async fn join(&mut self, id: u64) -> Node<HubEnv> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = NodeConfig { join: true, ..node_config(NodeId(id), plan(id), dir.path()) };
+        let node = Box::pin(Node::start(self.hub.env(NodeId(id)), config, sign_key(id))).await.unwrap();
+        self.nodes.push(node.clone());
+        self.dirs.push(dir);
+        node
     }
 
     pub fn service(&self, node: usize) -> TestService {

@@ -7,6 +7,7 @@ mod cluster;
 mod failover;
 mod grpc;
 mod leaders;
+mod members;
 mod net;
 mod orphan;
 mod publish;

@@ -4,6 +4,7 @@ mod bench_rooms;
 mod cluster;
 mod group;
 mod message;
+mod node;
 mod people;
 mod room;
 mod tools;
@@ -17,6 +18,7 @@ pub use bench_rooms::BenchRoomsArgs;
 pub use cluster::{CheckArgs, StatusArgs};
 pub use group::{ConfigCommand, GroupCommand, VerifyArgs};
 pub use message::{PubArgs, SubArgs};
+pub use node::{NodeCommand, WaitArgs};
 pub use people::{IdentityCommand, IdentityNewArgs, UserAddArgs, UserCommand};
 #[cfg(test)]
 pub use people::{IdentityKind, RoleArg};
@@ -156,6 +158,16 @@ pub enum Command {
         after_help = "Next: unibusctl status"
     )]
     Config(ConfigCommand),
+    /// Nodes of the cluster: drain, add, remove, replace
+    #[command(
+        subcommand,
+        before_help = "Examples:
+  unibusctl node list
+  unibusctl node drain n2
+  unibusctl node replace n3 --with n4",
+        after_help = "Next: unibusctl status"
+    )]
+    Node(NodeCommand),
     /// Load tests
     #[command(
         subcommand,
@@ -201,6 +213,7 @@ Cluster:
   verify       Compares the replicas of all groups at one index
   group        Raft groups: who leads, and moving a leadership
   config       What the nodes run with
+  node         Nodes of the cluster: drain, add, remove, replace
 Tools:
   bench        Load tests
   profile      Profiles: where a cluster is and whom to sign in as

@@ -6,6 +6,7 @@ mod check_loop;
 mod config;
 mod group;
 mod identity;
+mod node;
 mod profile;
 mod publish;
 mod room;
@@ -30,6 +31,7 @@ pub async fn run(cli: Cli, out: Output) -> Result<u8> {
         Command::User(command) => user::run(command, global, out).await?,
         Command::Identity(command) => identity::run(command, out)?,
         Command::Whoami => user::whoami(global, out).await?,
+        Command::Node(command) => node::run(command, global, out).await?,
         Command::Status(args) => status::run(args, global, out).await?,
         Command::Check(args) => return Ok(check::run(args, global, out).await),
         Command::Verify(_) => return verify::run(global, out).await,

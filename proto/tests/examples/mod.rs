@@ -7,9 +7,9 @@ use unibus_proto::log::proposal::Command;
 use unibus_proto::log::reply::Reply;
 use unibus_proto::signed::Document;
 use unibus_proto::v1::{
-    ActorProof, Delivery, DeviceBundle, DeviceEnd, DeviceKind, DeviceList, EndedDevice, Header, OutgoingMessage,
-    PublishOutcome, Reject, RoomPolicy, RoomRetention, RoomRole, RosterEntry, RosterEvent, RosterOp, Signature, Signed,
-    Stored, StoredMessage, TokenClaims, User, UserRole, UserStatus, delivery, publish_outcome,
+    ActorProof, Delivery, DeviceBundle, DeviceEnd, DeviceKind, DeviceList, EndedDevice, Header, NodeState,
+    OutgoingMessage, PublishOutcome, Reject, RoomPolicy, RoomRetention, RoomRole, RosterEntry, RosterEvent, RosterOp,
+    Signature, Signed, Stored, StoredMessage, TokenClaims, User, UserRole, UserStatus, delivery, publish_outcome,
 };
 use unibus_proto::{log, peer, row};
 
@@ -102,6 +102,11 @@ pub fn node() -> log::PlannedNode {
     }
 }
 
+pub fn node_row() -> row::NodeRow {
+    let state = NodeState::Removing.into();
+    row::NodeRow { node: Some(node()), state, replaces: 2, replaced_by: 3, changed_ms: AT }
+}
+
 pub fn user() -> User {
     User {
         handle: "alice".into(),
@@ -144,6 +149,10 @@ pub fn commands() -> Vec<Command> {
         Command::Tick(log::Tick {}),
         Command::SegmentSealed(log::SegmentSealed { segment: 6, length: 7, hash: hash(8) }),
         Command::CommandBatch(log::CommandBatch { commands: vec![tick(), tick()] }),
+        Command::NodeAdd(log::NodeAdd { request_id: id(2), node: Some(node()), replaces: 3, actor: "alice".into() }),
+        Command::NodeDrain(log::NodeDrain { request_id: id(2), node_id: 3, draining: true, actor: "alice".into() }),
+        Command::NodeRemove(log::NodeRemove { request_id: id(2), node_id: 3, actor: "alice".into() }),
+        Command::NodeGone(log::NodeGone { node_id: 3 }),
     ]
 }
 

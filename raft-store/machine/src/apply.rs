@@ -10,7 +10,7 @@ use crate::event::{Applied, Entry};
 use crate::fields::invalid;
 use crate::rows::Rows;
 use crate::step::{Answer, Step};
-use crate::{batch, check, cluster, device, directory, expiry, publish, room, timeline, user};
+use crate::{batch, check, cluster, device, directory, expiry, node, publish, room, timeline, user};
 
 /// The replicated rules of one group over its rows.
 #[derive(Clone, Debug)]
@@ -83,6 +83,10 @@ pub(crate) fn dispatch<R: Rows>(step: &mut Step<'_, R>, command: Option<Command>
         Command::Tick(_) => expiry::tick(step),
         Command::SegmentSealed(sealed) => timeline::seal(step, sealed),
         Command::CommandBatch(commands) => batch::apply(step, commands),
+        Command::NodeAdd(add) => node::add(step, add),
+        Command::NodeDrain(drain) => node::drain(step, drain),
+        Command::NodeRemove(remove) => node::remove(step, remove),
+        Command::NodeGone(gone) => node::gone(step, &gone),
     }
 }
 
@@ -109,6 +113,10 @@ fn check_group(group: GroupId, command: &Command) -> Result<(), Reject> {
         Command::Tick(_) => ("Tick", Place::Any),
         Command::SegmentSealed(_) => ("SegmentSealed", Place::Shard),
         Command::CommandBatch(_) => ("CommandBatch", Place::Any),
+        Command::NodeAdd(_) => ("NodeAdd", Place::Meta),
+        Command::NodeDrain(_) => ("NodeDrain", Place::Meta),
+        Command::NodeRemove(_) => ("NodeRemove", Place::Meta),
+        Command::NodeGone(_) => ("NodeGone", Place::Meta),
     };
     match (place, group.is_meta()) {
         (Place::Any, _) | (Place::Meta, true) | (Place::Shard, false) => Ok(()),

@@ -1,20 +1,22 @@
 //! The invariants that the rows must satisfy. They are checked after each apply in tests and chaos: each
 //! function here is one property.
 
+use std::collections::BTreeSet;
+
 use prost::Message;
 use unibus_proto::id::{DeviceId, Handle, RoomId};
-use unibus_proto::limits::{PRODUCER_WINDOW, PRODUCERS_PER_USER_MAX, ROOM_MEMBERS_MAX};
+use unibus_proto::limits::{NODES_MAX, PRODUCER_WINDOW, PRODUCERS_PER_USER_MAX, ROOM_MEMBERS_MAX};
 use unibus_proto::row::{
     AnswersRow, DeviceListRow, DeviceRow, DirectoryRow, MemberRow, ProducerCountRow, ProducerRow, RequestRow, RoomRow,
     RosterRow, SubjectRow, UserRow,
 };
 use unibus_proto::subject::Subject;
-use unibus_proto::v1::{DeviceBundle, DeviceList, RoomRole, RosterEvent, Signed, UserRole};
+use unibus_proto::v1::{DeviceBundle, DeviceList, NodeState, RoomRole, RosterEvent, Signed, UserRole};
 
 use crate::apply::Machine;
 use crate::key::{self, Key, ordinal};
 use crate::rows::{self, Rows};
-use crate::{answers, check_retention, producer, request, user};
+use crate::{answers, check_retention, node, producer, request, user};
 
 pub(crate) type Result = std::result::Result<(), String>;
 
@@ -23,6 +25,7 @@ pub(crate) fn check<R: Rows>(machine: &Machine<R>) -> Result {
     every_row_belongs_to_the_group(machine)?;
     rooms_are_counted(machine)?;
     one_active_admin_stays(rows)?;
+    nodes_are_sound(rows)?;
     subjects_and_directory_agree(rows)?;
     pending_rooms_are_the_inactive_ones(rows)?;
     remembered_answers_expire(rows)?;
@@ -89,6 +92,29 @@ fn one_active_admin_stays<R: Rows>(rows: &R) -> Result {
         Ok(())
     })?;
     ensure(admins == 0 || active > 0, || format!("{admins} admins, none of them active"))
+}
+
+/// From the first node on, one stays; names are unique; who replaces and who is replaced know each other.
+fn nodes_are_sound<R: Rows>(rows: &R) -> Result {
+    let nodes = node::all(rows);
+    let by_id = |id: u64| nodes.iter().find(|row| row.node.as_ref().is_some_and(|node| node.node_id == id));
+    let mut names = BTreeSet::new();
+    for row in &nodes {
+        let node = row.node.as_ref().ok_or("a node row without a node")?;
+        let id = node.node_id;
+        let state = node::state(row);
+        ensure(state != NodeState::Waiting, || format!("node {id} waits, and is registered"))?;
+        ensure(state == NodeState::Removed || names.insert(&node.name), || {
+            format!("two nodes are named {:?}", node.name)
+        })?;
+        let agrees =
+            row.replaced_by == 0 || (!node::stays(row) && by_id(row.replaced_by).is_some_and(|by| by.replaces == id));
+        ensure(agrees, || format!("node {id} is replaced by {}, which does not know it", row.replaced_by))?;
+        let agrees = row.replaces == 0 || by_id(row.replaces).is_some_and(|replaced| replaced.replaced_by == id);
+        ensure(agrees, || format!("node {id} replaces {}, which does not know it", row.replaces))?;
+    }
+    let staying = nodes.iter().filter(|row| node::stays(row)).count();
+    ensure(nodes.is_empty() || (1..=NODES_MAX).contains(&staying), || format!("{staying} nodes stay"))
 }
 
 fn subjects_and_directory_agree<R: Rows>(rows: &R) -> Result {

@@ -1,16 +1,17 @@
-//! The cluster as planned, and its nodes.
+//! The cluster as planned.
 
 use std::collections::BTreeSet;
 
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{ClusterId, DirectoryId, NodeId};
-use unibus_proto::limits::SHARDS_MAX;
+use unibus_proto::limits::{NODES_MAX, SHARDS_MAX};
 use unibus_proto::log::{ClusterInit, PlannedNode};
 use unibus_proto::row::{ClusterRow, NodeRow};
-use unibus_proto::v1::Reject;
+use unibus_proto::v1::{NodeState, Reject};
 
 use crate::fields::{at_most, invalid, public_key, reject, require};
 use crate::key::{Key, ordinal, range_of_kind};
+use crate::node;
 use crate::rows::{self, Rows};
 use crate::step::{Answer, Step, done};
 
@@ -24,10 +25,11 @@ pub(crate) fn init<R: Rows>(step: &mut Step<'_, R>, init: ClusterInit) -> Result
     if let Some(cluster) = rows::get::<ClusterRow>(step.rows, &Key::Cluster) {
         return again(step, &cluster, init);
     }
-    let cluster = ClusterRow { cluster_id: init.cluster_id, shards: init.shards, feature_level: FEATURE_LEVEL };
+    let ClusterInit { cluster_id, shards, nodes } = init;
+    let cluster = ClusterRow { cluster_id, shards, feature_level: FEATURE_LEVEL, ..ClusterRow::default() };
     rows::put(step.rows, &Key::Cluster, &cluster);
-    for node in init.nodes {
-        rows::put(step.rows, &Key::Node(NodeId(node.node_id)), &NodeRow { node: Some(node) });
+    for planned in nodes {
+        node::put(step, NodeState::Voter, NodeRow { node: Some(planned), ..NodeRow::default() });
     }
     Ok(done())
 }
@@ -36,8 +38,10 @@ pub(crate) fn init<R: Rows>(step: &mut Step<'_, R>, init: ClusterInit) -> Result
 fn again<R: Rows>(step: &Step<'_, R>, cluster: &ClusterRow, init: ClusterInit) -> Result<Answer, Reject> {
     let (from, to) = range_of_kind(ordinal::NODE);
     let count = step.rows.scan(&from, &to, usize::MAX).len();
+    // Nodes that came later have changed the registry since.
+    let is_changed = cluster.nodes_version != init.nodes.len() as u64;
     let same = cluster.shards == init.shards
-        && count == init.nodes.len()
+        && (count == init.nodes.len() || is_changed)
         && init.nodes.into_iter().all(|node| {
             let key = Key::Node(NodeId(node.node_id));
             rows::get::<NodeRow>(step.rows, &key).and_then(|row| row.node) == Some(node)
@@ -58,6 +62,7 @@ fn validate(cluster: ClusterId, init: &ClusterInit) -> Result<(), Reject> {
         invalid(format!("shards: found {}, expected 1 to {SHARDS_MAX}", init.shards))
     })?;
     require(!init.nodes.is_empty(), || invalid("a plan without nodes"))?;
+    at_most(init.nodes.len(), NODES_MAX, "nodes of the plan")?;
     let (mut ids, mut names) = (BTreeSet::new(), BTreeSet::new());
     for node in &init.nodes {
         validate_node(node)?;
@@ -67,7 +72,7 @@ fn validate(cluster: ClusterId, init: &ClusterInit) -> Result<(), Reject> {
     Ok(())
 }
 
-fn validate_node(node: &PlannedNode) -> Result<(), Reject> {
+pub(crate) fn validate_node(node: &PlannedNode) -> Result<(), Reject> {
     require(node.node_id != 0, || invalid(format!("node {:?}: id 0 is no node", node.name)))?;
     for (what, text) in
         [("name", &node.name), ("peer address", &node.peer_address), ("client address", &node.client_address)]

@@ -37,8 +37,8 @@
 //! ```
 //!
 //! Where to look: [`key`] is the table of every row; `apply.rs` says which command is handled where; one file
-//! per subject (`user.rs`, `device.rs`, `directory.rs`, `roster.rs` and `room.rs`, `publish.rs` with
-//! `producer.rs`, `answers.rs` and `timeline.rs`, `retention.rs`, `expiry.rs`); `check.rs` and
+//! per subject (`cluster.rs`, `node.rs`, `user.rs`, `device.rs`, `directory.rs`, `roster.rs` and `room.rs`,
+//! `publish.rs` with `producer.rs`, `answers.rs` and `timeline.rs`, `retention.rs`, `expiry.rs`); `check.rs` and
 //! `check_retention.rs` hold the invariants. Admission runs the public
 //! checks ([`verify_create`], [`verify_roster`], [`verify_bundle`], [`verify_device_list`]) before it proposes.
 
@@ -55,6 +55,7 @@ mod expiry;
 mod fields;
 pub mod key;
 pub mod mutants;
+mod node;
 mod producer;
 mod publish;
 mod request;

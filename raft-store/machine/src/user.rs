@@ -86,7 +86,7 @@ fn change_existing<R: Rows>(step: &mut Step<'_, R>, change: &UserChange) -> Resu
 }
 
 /// The actor as of this place in the log: who was admin at admission may have lost it since.
-fn check_actor<R: Rows>(rows: &R, actor: &str) -> Result<(), Reject> {
+pub(crate) fn check_actor<R: Rows>(rows: &R, actor: &str) -> Result<(), Reject> {
     let allowed = actor == LOCAL_ACTOR || find(rows, actor).is_some_and(|user| is_active_admin(&user));
     require(allowed, || {
         let actor: String = actor.chars().take(80).collect();

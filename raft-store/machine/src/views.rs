@@ -9,10 +9,11 @@ use unibus_proto::row::{
     SubjectRow, UserRow,
 };
 use unibus_proto::subject::Subject;
-use unibus_proto::v1;
+use unibus_proto::v1::{self, NodeState};
 
 use crate::apply::Machine;
 use crate::key::{self, Key, ordinal};
+use crate::node;
 use crate::retention;
 use crate::rows::{self, Rows};
 
@@ -57,15 +58,26 @@ impl<R: Rows> Machine<R> {
         rows::get(&self.rows, &Key::Cluster)
     }
 
-    /// The nodes, ascending by id (meta).
+    /// The nodes that are no removed ones, ascending by id (meta).
     pub fn nodes(&self) -> Vec<PlannedNode> {
-        let nodes = scan::<_, NodeRow>(&self.rows, key::range_of_kind(ordinal::NODE), usize::MAX);
-        nodes.into_iter().filter_map(|(_, row)| row.node).collect()
+        let present = |row: &NodeRow| row.state() != NodeState::Removed;
+        self.node_rows().into_iter().filter(present).filter_map(|row| row.node).collect()
     }
 
-    /// A node (meta).
+    /// All nodes with what is wanted of them, removed ones included, ascending by id (meta).
+    pub fn node_rows(&self) -> Vec<NodeRow> {
+        node::all(&self.rows)
+    }
+
+    /// Counts the changes of the registry of nodes (meta).
+    pub fn nodes_version(&self) -> u64 {
+        self.cluster().map_or(0, |cluster| cluster.nodes_version)
+    }
+
+    /// A node that was not removed (meta).
     pub fn node(&self, node: NodeId) -> Option<PlannedNode> {
-        rows::get::<NodeRow>(&self.rows, &Key::Node(node))?.node
+        let row: NodeRow = rows::get(&self.rows, &Key::Node(node))?;
+        (row.state() != NodeState::Removed).then_some(row.node)?
     }
 
     /// A user (meta).

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Log, Person, cluster_init, room_id};
 use proptest::prelude::*;
@@ -11,8 +11,10 @@ use unibus_machine::{Applied, Entry, Machine, MemoryRows};
 use unibus_proto::id::GroupId;
 use unibus_proto::log::proposal::Command;
 use unibus_proto::log::reply::Reply as Answer;
-use unibus_proto::log::{RoomActivate, RoomReserve, Tick, UserAdd, UserChange};
-use unibus_proto::v1::{UserRole, UserStatus};
+use unibus_proto::log::{
+    NodeAdd, NodeDrain, NodeGone, NodeRemove, RoomActivate, RoomReserve, Tick, UserAdd, UserChange,
+};
+use unibus_proto::v1::{NodeState, UserRole, UserStatus};
 
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
 const ROOMS: [&str; 3] = ["a", "a.b", "c"];
@@ -24,6 +26,10 @@ enum Op {
     Change { request: u8, user: usize, role: i32, status: i32, actor: usize },
     Reserve { user: usize, room: usize, id_of: usize, shard: u32 },
     Activate { room: usize },
+    NodeAdd { request: u8, node: u64, replaces: u64, actor: usize },
+    NodeDrain { request: u8, node: u64, draining: bool },
+    NodeRemove { request: u8, node: u64 },
+    NodeGone { node: u64 },
     Tick { hours: u64 },
 }
 
@@ -32,7 +38,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         (request.clone(), user.clone(), user.clone(), 0..4_i32, 0..4_usize)
             .prop_map(|(request, user, key, role, actor)| Op::Add { request, user, key, role, actor }),
-        (request, user.clone(), 0..4_i32, 0..4_i32, 0..4_usize)
+        (request.clone(), user.clone(), 0..4_i32, 0..4_i32, 0..4_usize)
             .prop_map(|(request, user, role, status, actor)| Op::Change { request, user, role, status, actor }),
         (user, 0..3_usize, 0..3_usize, 0..5_u32).prop_map(|(user, room, id_of, shard)| Op::Reserve {
             user,
@@ -41,6 +47,19 @@ fn op() -> impl Strategy<Value = Op> {
             shard
         }),
         (0..3_usize).prop_map(|room| Op::Activate { room }),
+        (request.clone(), 0..9_u64, 0..7_u64, 0..4_usize).prop_map(|(request, node, replaces, actor)| Op::NodeAdd {
+            request,
+            node,
+            replaces,
+            actor
+        }),
+        (request.clone(), 0..9_u64, any::<bool>()).prop_map(|(request, node, draining)| Op::NodeDrain {
+            request,
+            node,
+            draining
+        }),
+        (request, 0..9_u64).prop_map(|(request, node)| Op::NodeRemove { request, node }),
+        (0..9_u64).prop_map(|node| Op::NodeGone { node }),
         (0..30_u64).prop_map(|hours| Op::Tick { hours }),
     ]
 }
@@ -72,15 +91,42 @@ fn command(op: &Op) -> Command {
             Command::RoomReserve(RoomReserve { event: Some(person.sign(&event)), actor: Some(person.proof()), shard })
         }
         Op::Activate { room } => Command::RoomActivate(RoomActivate { room_id: room_id(ROOMS[room]).to_bytes() }),
+        Op::NodeAdd { request, node, replaces, actor: by } => Command::NodeAdd(NodeAdd {
+            request_id: vec![request; 16].into(),
+            node: Some(common::planned_node(node)),
+            replaces,
+            actor: actor(by),
+        }),
+        Op::NodeDrain { request, node, draining } => Command::NodeDrain(NodeDrain {
+            request_id: vec![request; 16].into(),
+            node_id: node,
+            draining,
+            actor: "local".into(),
+        }),
+        Op::NodeRemove { request, node } => Command::NodeRemove(NodeRemove {
+            request_id: vec![request; 16].into(),
+            node_id: node,
+            actor: "local".into(),
+        }),
+        Op::NodeGone { node } => Command::NodeGone(NodeGone { node_id: node }),
         Op::Tick { .. } => Command::Tick(Tick {}),
     }
 }
 
 fn request_of(op: &Op) -> Option<u8> {
     match *op {
-        Op::Add { request, .. } | Op::Change { request, .. } => Some(request),
+        Op::Add { request, .. }
+        | Op::Change { request, .. }
+        | Op::NodeAdd { request, .. }
+        | Op::NodeDrain { request, .. }
+        | Op::NodeRemove { request, .. } => Some(request),
         _ => None,
     }
+}
+
+fn removed_nodes(log: &Log) -> BTreeSet<u64> {
+    let rows = log.machine.node_rows().into_iter();
+    rows.filter(|row| row.state() == NodeState::Removed).filter_map(|row| Some(row.node?.node_id)).collect()
 }
 
 fn replay(log: &Log) -> (MemoryRows, Vec<Applied>) {
@@ -99,6 +145,7 @@ proptest! {
         let mut log = Log::new(GroupId::META);
         let mut applied = vec![log.apply(Command::ClusterInit(cluster_init(3)))];
         let mut had_admin = false;
+        let mut removed = BTreeSet::new();
         // The first answer to each request, the command, and when.
         let mut told: BTreeMap<u8, (Command, Answer, u64)> = BTreeMap::new();
         for op in &ops {
@@ -119,6 +166,9 @@ proptest! {
                     prop_assert!(matches!(&answer, Answer::Rejected(reject) if reject.code == "ID_REUSED"));
                 }
             }
+            let now_removed: BTreeSet<_> = removed_nodes(&log);
+            prop_assert!(removed.is_subset(&now_removed), "a removed node came back: {removed:?}");
+            removed = now_removed;
             let users = log.machine.users(None, 10);
             let has_admin = users.iter().any(|user| user.role() == UserRole::Admin && user.status() == UserStatus::Active);
             prop_assert!(has_admin || !had_admin, "the last active admin was lost");

@@ -11,8 +11,8 @@ pub enum WalError {
     /// There is no WAL.
     #[error(
         "open WAL: {dir} holds no .wal file, but this node has one: its log and votes are gone, and it must not vote \
-         again under its id: leave it stopped, the others go on while they are a majority; replacing a node under a \
-         new id (`unibusctl node replace`) comes with a later version"
+         again under its id: put a new node in its place, the others go on while they are a majority: `unibus-node \
+         plan --add`, then `unibusctl node replace`"
     )]
     Missing {
         /// The directory.
@@ -27,8 +27,8 @@ pub enum WalError {
     /// Acknowledged data cannot be read back.
     #[error(
         "open WAL: {dir}/{damage}. Acknowledged data is damaged, so this node must not vote again under its id; the \
-         other nodes have the data. Keep the directory for analysis and leave it stopped, the others go on while \
-         they are a majority; replacing a node under a new id (`unibusctl node replace`) comes with a later version"
+         other nodes have the data. Keep the directory for analysis and put a new node in its place, the others go \
+         on while they are a majority: `unibus-node plan --add`, then `unibusctl node replace`"
     )]
     Damaged {
         /// The directory.

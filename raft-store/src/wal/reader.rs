@@ -75,8 +75,8 @@ fn check(group: GroupId, index: u64, place: &Place, payload: &[u8]) -> io::Resul
     let file = file_name(*generation);
     let what = format!(
         "read WAL: {file} at byte {offset}: entry {index} of group {group}: checksum {crc:#010x}, computed \
-         {computed:#010x}; stop this node and leave it so, the others go on while they are a majority; replacing a \
-         node under a new id (`unibusctl node replace`) comes with a later version"
+         {computed:#010x}; stop this node and put a new one in its place, the others go on while they are a majority: \
+         `unibus-node plan --add`, then `unibusctl node replace`"
     );
     Err(io::Error::new(io::ErrorKind::InvalidData, what))
 }

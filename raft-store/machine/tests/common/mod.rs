@@ -156,16 +156,19 @@ pub fn user_add(person: &Person, role: UserRole, request: u8) -> Command {
     })
 }
 
-pub fn cluster_init(shards: u32) -> ClusterInit {
-    let node = |id: u64| PlannedNode {
+pub fn planned_node(id: u64) -> PlannedNode {
+    PlannedNode {
         node_id: id,
         name: format!("n{id}"),
         peer_address: format!("10.0.0.{id}:7400"),
         client_address: format!("10.0.0.{id}:7500"),
         sign_key: SigningKey::from_bytes(&derive(&format!("node {id}"))).verifying_key().to_bytes().to_vec().into(),
         directory_id: vec![id as u8; 16].into(),
-    };
-    ClusterInit { cluster_id: CLUSTER.to_bytes(), shards, nodes: (1..=3).map(node).collect() }
+    }
+}
+
+pub fn cluster_init(shards: u32) -> ClusterInit {
+    ClusterInit { cluster_id: CLUSTER.to_bytes(), shards, nodes: (1..=3).map(planned_node).collect() }
 }
 
 /// A machine with its log: each entry is applied and the invariants are checked after it.

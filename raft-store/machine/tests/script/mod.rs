@@ -9,10 +9,10 @@ use unibus_machine::{Applied, Rows};
 use unibus_proto::id::{GroupId, Handle};
 use unibus_proto::log::proposal::Command;
 use unibus_proto::log::{
-    DeviceListPut, PublishGroup, RoomActivate, RoomReserve, RosterAppend, SegmentSealed, Tick, UserAdd, UserAttach,
-    UserChange,
+    DeviceListPut, NodeAdd, NodeDrain, NodeGone, NodeRemove, PlannedNode, PublishGroup, RoomActivate, RoomReserve,
+    RosterAppend, SegmentSealed, Tick, UserAdd, UserAttach, UserChange,
 };
-use unibus_proto::row::{AnswerRun, AnswersRow, DirectoryRow, ProducerRow};
+use unibus_proto::row::{AnswerRun, AnswersRow, DirectoryRow, NodeRow, ProducerRow};
 use unibus_proto::v1::{
     DeviceEnd, DeviceList, EndedDevice, RoomPolicy, RoomRetention, RoomRole, RosterOp, Signed, UserRole, UserStatus,
 };
@@ -109,6 +109,26 @@ fn policy(words: &Words) -> RoomPolicy {
     RoomPolicy { encrypt: has("encrypt"), persist: !has("ephemeral"), sign: has("sign"), retention }
 }
 
+/// `node-add 4 name=n4 disk=x`.
+fn planned_node(words: &Words) -> PlannedNode {
+    let id: u64 = words.at(0).parse().unwrap();
+    let mut node = crate::common::planned_node(id);
+    if let Some(name) = words.get("name") {
+        node.name = name.into();
+    }
+    if let Some(disk) = words.get("disk") {
+        node.directory_id = crate::common::derive::<16>(disk).to_vec().into();
+    }
+    node
+}
+
+fn node_line(row: &NodeRow) -> String {
+    let node = row.node.as_ref().unwrap();
+    let other = |what: &str, id: u64| if id == 0 { String::new() } else { format!(", {what} {id}") };
+    let (replaces, replaced_by) = (other("replaces", row.replaces), other("replaced by", row.replaced_by));
+    format!("{} {}: {:?}{replaces}{replaced_by}", node.node_id, node.name, row.state())
+}
+
 impl Story {
     fn run(&mut self, line: &str) -> Vec<String> {
         let mut words = line.split_whitespace();
@@ -195,6 +215,24 @@ impl Story {
                 length: words.number("length").unwrap(),
                 hash: vec![words.number("hash").unwrap() as u8; 32].into(),
             }),
+            "node-add" => Command::NodeAdd(NodeAdd {
+                request_id,
+                node: Some(planned_node(words)),
+                replaces: words.number("replaces").unwrap_or(0),
+                actor: words.get("by").unwrap_or("local").into(),
+            }),
+            "node-drain" | "node-undrain" => Command::NodeDrain(NodeDrain {
+                request_id,
+                node_id: words.at(0).parse().unwrap(),
+                draining: name == "node-drain",
+                actor: words.get("by").unwrap_or("local").into(),
+            }),
+            "node-remove" => Command::NodeRemove(NodeRemove {
+                request_id,
+                node_id: words.at(0).parse().unwrap(),
+                actor: words.get("by").unwrap_or("local").into(),
+            }),
+            "node-gone" => Command::NodeGone(NodeGone { node_id: words.at(0).parse().unwrap() }),
             other => panic!("{other}: no such command"),
         }
     }
@@ -309,6 +347,7 @@ impl Story {
                     .map(|(user, row)| format!("{user}: {:?} since {}", row.role(), row.since_sequence))
                     .collect()
             }
+            "nodes" => machine.node_rows().iter().map(node_line).collect(),
             "users" => {
                 let user =
                     |user: unibus_proto::v1::User| format!("{}: {:?} {:?}", user.handle, user.role(), user.status());
