@@ -312,9 +312,8 @@ mod tests {
     fn entries_are_found_and_cut_without_decoding_them() {
         let plain = plain();
         let chunk = DeliveryBatch::of(Bytes::new(), "", &plain.deliveries).into_chunks().remove(0);
-        let sequences = |chunk: &Bytes| -> Vec<u64> {
-            entries(chunk).map(|entry| sequence_of(entry.unwrap()).unwrap()).collect()
-        };
+        let sequences =
+            |chunk: &Bytes| -> Vec<u64> { entries(chunk).map(|entry| sequence_of(entry.unwrap()).unwrap()).collect() };
         assert_eq!(sequences(&chunk), [0, 1, 2, 3]);
         assert_eq!(sequences(&cut_chunk(&chunk, 1..3).unwrap()), [1, 2]);
         assert_eq!(cut_chunk(&chunk, 0..4).unwrap(), chunk);

@@ -314,7 +314,9 @@ impl Reader {
         let mut sequences = Vec::new();
         loop {
             match self.batch().await {
-                Some(Ok(batch)) => sequences.extend(batch.deliveries().unwrap().iter().map(|delivery| delivery.sequence)),
+                Some(Ok(batch)) => {
+                    sequences.extend(batch.deliveries().unwrap().iter().map(|delivery| delivery.sequence))
+                }
                 Some(Err(failure)) => return (sequences, Some(failure)),
                 None => return (sequences, None),
             }

@@ -44,6 +44,13 @@ pub struct Run {
     pub count: u32,
 }
 
+impl Run {
+    /// Whether `other` begins where this one ends.
+    pub fn is_before(&self, other: &Self) -> bool {
+        other.segment == self.segment && other.offset == self.offset + u64::from(self.bytes)
+    }
+}
+
 /// A record as read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {

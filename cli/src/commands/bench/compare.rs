@@ -49,7 +49,8 @@ impl Earlier {
         for setting in SETTINGS {
             let (old, new) = (&self.0[setting], &new[setting]);
             if old != new {
-                let message = format!("--compare: {setting}: found {old} in the earlier run, expected {new} as in this one");
+                let message =
+                    format!("--compare: {setting}: found {old} in the earlier run, expected {new} as in this one");
                 return Err(Failure::usage(message));
             }
         }

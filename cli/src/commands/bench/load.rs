@@ -134,7 +134,12 @@ impl Plan {
         self.acked() > slowest.unwrap_or(u64::MAX).saturating_add(crowd.ahead)
     }
 
-    fn settle(&self, answer: std::result::Result<unibus_client::Ack, unibus_client::Error>, sent: Instant, to: &mut Measured) {
+    fn settle(
+        &self,
+        answer: std::result::Result<unibus_client::Ack, unibus_client::Error>,
+        sent: Instant,
+        to: &mut Measured,
+    ) {
         match answer {
             Ok(ack) => {
                 to.record(sent, Instant::now(), self.measure_from);

@@ -50,9 +50,8 @@ impl Report {
         let fields = self.fields.clone();
         let whole = with_schema(self.schema, Value::Object(fields));
         let earlier = common.compare.as_deref().map(Earlier::read).transpose();
-        let compared = earlier.and_then(|earlier| {
-            earlier.map(|earlier| earlier.compare(&whole, common.tolerance)).transpose()
-        });
+        let compared =
+            earlier.and_then(|earlier| earlier.map(|earlier| earlier.compare(&whole, common.tolerance)).transpose());
         if out.json {
             let mut value = whole;
             if let Ok(Some(compared)) = &compared {
