@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use unibus_machine::StoredDelivery;
 use unibus_proto::id::RoomId;
 use unibus_proto::position::Sequence;
@@ -103,7 +103,7 @@ impl<E: Env> Segments<E> {
             }
             expected = expected.next();
             offset += record.size;
-            bytes = bytes.slice(record.size as usize..);
+            bytes.advance(record.size as usize);
         }
         Ok(expected)
     }
