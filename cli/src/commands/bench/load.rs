@@ -252,19 +252,19 @@ async fn as_due(publisher: Publisher, plan: Arc<Plan>, mut due: mpsc::Receiver<I
 mod tests {
     use super::*;
 
-    fn plan() -> Plan {
+    fn a_plan() -> Plan {
         Plan::new(1_024, 4, Duration::from_secs(1), Duration::from_secs(10))
     }
 
     #[test]
     fn plan_ends_by_time_by_count_and_by_stop() {
-        let plan = plan();
+        let plan = a_plan();
         assert_eq!(plan.body(plan.started).len(), 1024);
         assert!(plan.takes_one(plan.measure_from));
         assert!(!plan.takes_one(plan.measure_from + Duration::from_secs(10)));
         plan.stop();
         assert!(!plan.takes_one(plan.measure_from));
-        let plan = plan().count(2);
+        let plan = a_plan().count(2);
         let warm = plan.measure_from - Duration::from_millis(1);
         assert!(plan.takes_one(warm) && plan.takes_one(warm) && plan.takes_one(warm), "the warm-up is not counted");
         assert!(plan.takes_one(plan.measure_from) && plan.takes_one(plan.measure_from));
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_stamped_body_says_when_it_was_due() {
-        let plan = plan().stamped();
+        let plan = a_plan().stamped();
         let due = plan.measure_from + Duration::from_nanos(1_234_567);
         let body = plan.body(due);
         assert_eq!((plan.due(&body), body.len()), (Some(due), 1_024));
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn publishers_wait_for_the_slowest_subscriber() {
         let received: Vec<Arc<AtomicU64>> = (0..2).map(|_| Arc::default()).collect();
-        let plan = plan().with(Crowd { ahead: 10, received: received.clone() });
+        let plan = a_plan().with(Crowd { ahead: 10, received: received.clone() });
         plan.acked.store(11, Ordering::Relaxed);
         received[0].store(11, Ordering::Relaxed);
         assert!(plan.must_wait());
