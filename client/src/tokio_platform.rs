@@ -22,8 +22,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Enough for a full subscriber queue in flight (4 MiB), with room for answers beside it.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// A batch of a subscription comes in few frames; the answers beside it wait for no more than one.
-const FRAME_BYTES_MAX: u32 = 256 << 10;
+/// A batch of a subscription comes in few frames; an answer on the same connection waits for no more than one.
+const FRAME_BYTES_MAX: u32 = 64 << 10;
 
 /// Tokio, TLS with a pinned certificate authority, and the system's clock and randomness.
 ///
