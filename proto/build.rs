@@ -25,6 +25,7 @@ fn main() -> io::Result<()> {
     let grpc = env::var_os("CARGO_FEATURE_GRPC").is_some();
     tonic_prost_build::configure()
         .bytes(".")
+        .extern_path(".unibus.v1.DeliveryBatch", "crate::delivery::DeliveryBatch")
         .build_client(grpc)
         .build_server(grpc)
         .build_transport(false)

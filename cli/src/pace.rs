@@ -28,7 +28,8 @@ impl Pace {
     }
 }
 
-fn due_after(sent: u64, per_second: NonZeroU32) -> Duration {
+/// When message `sent` is due after the start.
+pub fn due_after(sent: u64, per_second: NonZeroU32) -> Duration {
     let rate = u64::from(per_second.get());
     Duration::from_secs(sent / rate) + Duration::from_nanos(sent % rate * 1_000_000_000 / rate)
 }

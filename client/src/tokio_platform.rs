@@ -22,6 +22,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Enough for a full subscriber queue in flight (4 MiB), with room for answers beside it.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// A batch of a subscription comes in few frames; an answer on the same connection waits for no more than one.
+const FRAME_BYTES_MAX: u32 = 64 << 10;
 
 /// Tokio, TLS with a pinned certificate authority, and the system's clock and randomness.
 ///
@@ -72,7 +74,8 @@ impl TokioPlatform {
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES_MAX);
         match &self.inner.authority {
             Some(authority) => endpoint.tls_config(ClientTlsConfig::new().ca_certificate(authority.clone())),
             None => Ok(endpoint),

@@ -59,7 +59,7 @@ async fn history_then_live_with_one_caught_up_between() {
     assert_eq!(subscription.next().await, Some(Ok(Item::CaughtUp)));
     cluster.lock().store(ROOM, bodies(5..7));
     let Some(Ok(Item::Message(message))) = subscription.next().await else { panic!("no message") };
-    assert_eq!((&*message.body, &*message.subject, message.user.as_str()), (&b"message 5"[..], "ops.log", "alice"));
+    assert_eq!((&*message.body, &*message.subject, &*message.user), (&b"message 5"[..], "ops.log", "alice"));
     assert_eq!(subscription.positions(), BTreeMap::from([(ROOM, Sequence(7))]));
     assert_eq!(read(&mut subscription, 1).await, [7]);
 }

@@ -5,9 +5,11 @@
 //! - [`id`], [`subject`], [`position`]: domain types that cannot hold a bad value;
 //! - [`limits`]: every bound of the system;
 //! - [`code`]: the one [`ErrorCode`](code::ErrorCode) and its three answers;
+//! - [`delivery`]: batches of entries that stay encoded on their way to the subscribers;
 //! - [`signed`]: signed documents.
 
 pub mod code;
+pub mod delivery;
 #[cfg(feature = "files")]
 pub mod files;
 pub mod id;

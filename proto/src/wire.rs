@@ -4,6 +4,7 @@
 
 /// `unibus.v1`: the client API.
 pub mod v1 {
+    pub use crate::delivery::DeliveryBatch;
     include!(concat!(env!("OUT_DIR"), "/unibus.v1.rs"));
 }
 /// `unibus.log.v1`: durable log entries and their replies.

@@ -4,28 +4,23 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
-use unibus_machine::StoredDelivery;
 use unibus_proto::id::RoomId;
 use unibus_proto::limits::SUBSCRIBER_QUEUE_BYTES_MAX;
+
+use super::Entries;
 
 /// Notices about members and access that may wait: beyond it the subscription is closed, resumable.
 const NOTICES_MAX: usize = 10_000;
 /// What a queued item costs beside the bytes that it holds on to.
-const ITEM_BYTES: usize = 64;
-/// What each entry costs beside its bytes.
-const ENTRY_BYTES: usize = size_of::<StoredDelivery>();
+const ITEM_BYTES: usize = 128;
+/// Notices that are taken out at once.
+const NOTICES_AT_ONCE: usize = 64;
 
 /// Something for a subscription, in log order within a group.
 #[derive(Clone, Debug)]
 pub enum Item {
-    /// New entries of a room.
-    Entries {
-        /// The room.
-        room: RoomId,
-        /// The entries, shared by all subscribers of the room. Not the log entry that brought them: a slow
-        /// subscriber of a quiet room would hold on to the bodies of all others.
-        deliveries: Arc<[StoredDelivery]>,
-    },
+    /// New entries of a room, shared by all its subscribers.
+    Entries(Entries),
     /// From here on the subscriber is, or is no longer, a member of the room.
     Member {
         /// The room.
@@ -40,16 +35,11 @@ pub enum Item {
 }
 
 impl Item {
-    /// The entries that it carries.
-    pub fn deliveries(&self) -> &[StoredDelivery] {
-        match self {
-            Self::Entries { deliveries, .. } => deliveries,
-            Self::Member { .. } | Self::Access | Self::Reset => &[],
-        }
-    }
-
     fn bytes(&self) -> usize {
-        ITEM_BYTES + self.deliveries().iter().map(|delivery| ENTRY_BYTES + delivery.bytes.len()).sum::<usize>()
+        match self {
+            Self::Entries(entries) => ITEM_BYTES + entries.bytes.len(),
+            Self::Member { .. } | Self::Access | Self::Reset => 0,
+        }
     }
 }
 
@@ -83,11 +73,11 @@ impl Mailbox {
     pub fn push(&self, item: Item) {
         let mut state = self.state();
         match &item {
-            Item::Entries { room, .. } if !state.live.contains(room) => return,
-            Item::Entries { room, .. } if state.bytes + item.bytes() > SUBSCRIBER_QUEUE_BYTES_MAX => {
-                state.drop_entries(*room);
+            Item::Entries(entries) if !state.live.contains(&entries.room) => return,
+            Item::Entries(entries) if state.bytes + item.bytes() > SUBSCRIBER_QUEUE_BYTES_MAX => {
+                state.drop_entries(entries.room);
             }
-            Item::Entries { .. } => {
+            Item::Entries(_) => {
                 state.bytes += item.bytes();
                 state.queue.push_back(item);
             }
@@ -101,15 +91,24 @@ impl Mailbox {
         self.wake.try_send(()).ok();
     }
 
-    /// The next item.
-    pub fn pop(&self) -> Option<Item> {
+    /// Moves the next items to the end of `out`: about `bytes_max` bytes of entries, at least one item.
+    pub fn take(&self, out: &mut VecDeque<Item>, bytes_max: usize) {
         let mut state = self.state();
-        let item = state.queue.pop_front()?;
-        match &item {
-            Item::Entries { .. } => state.bytes -= item.bytes(),
-            Item::Member { .. } | Item::Access | Item::Reset => state.notices -= 1,
+        let (mut bytes, mut notices) = (0, 0);
+        while bytes < bytes_max && notices < NOTICES_AT_ONCE {
+            let Some(item) = state.queue.pop_front() else { return };
+            match &item {
+                Item::Entries(_) => {
+                    bytes += item.bytes();
+                    state.bytes -= item.bytes();
+                }
+                Item::Member { .. } | Item::Access | Item::Reset => {
+                    notices += 1;
+                    state.notices -= 1;
+                }
+            }
+            out.push_back(item);
         }
-        Some(item)
     }
 
     /// From now on entries of the room are put in.
@@ -141,8 +140,8 @@ impl State {
     fn drop_entries(&mut self, also: RoomId) {
         let mut dropped = BTreeSet::from([also]);
         self.queue.retain(|item| match item {
-            Item::Entries { room, .. } => {
-                dropped.insert(*room);
+            Item::Entries(entries) => {
+                dropped.insert(entries.room);
                 false
             }
             _ => true,
@@ -155,26 +154,50 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use unibus_proto::position::Sequence;
-
     use super::*;
 
     const ROOM: RoomId = RoomId([1; 16]);
 
     fn entries(room: RoomId, sequence: u64, bytes: usize) -> Item {
-        let delivery = StoredDelivery { sequence: Sequence(sequence), at_ms: 1, bytes: vec![0; bytes].into() };
-        Item::Entries { room, deliveries: [delivery].into() }
+        Item::Entries(Entries { room, first: sequence, count: 1, bytes: vec![0; bytes].into() })
+    }
+
+    fn taken(mailbox: &Mailbox, bytes_max: usize) -> VecDeque<Item> {
+        let mut out = VecDeque::new();
+        mailbox.take(&mut out, bytes_max);
+        out
+    }
+
+    fn sequences(items: &VecDeque<Item>) -> Vec<u64> {
+        let first = |item: &Item| match item {
+            Item::Entries(entries) => Some(entries.first),
+            _ => None,
+        };
+        items.iter().filter_map(first).collect()
     }
 
     #[test]
     fn only_live_rooms_are_queued() {
         let (mailbox, mut woken) = Mailbox::new();
         mailbox.push(entries(ROOM, 1, 10));
-        assert!(mailbox.pop().is_none());
+        assert!(taken(&mailbox, 1).is_empty());
         mailbox.set_live(ROOM);
         mailbox.push(entries(ROOM, 2, 10));
         assert!(woken.try_recv().is_ok());
-        assert_eq!(mailbox.pop().expect("queued").deliveries()[0].sequence, Sequence(2));
+        assert_eq!(sequences(&taken(&mailbox, 1)), [2]);
+    }
+
+    #[test]
+    fn as_much_is_taken_as_was_asked_for_and_at_least_one() {
+        let (mailbox, _woken) = Mailbox::new();
+        mailbox.set_live(ROOM);
+        (1..=5).for_each(|sequence| mailbox.push(entries(ROOM, sequence, 1_000)));
+        mailbox.push(Item::Access);
+        assert_eq!(sequences(&taken(&mailbox, 1)), [1]);
+        assert_eq!(sequences(&taken(&mailbox, 2 * (1_000 + ITEM_BYTES))), [2, 3]);
+        assert_eq!(taken(&mailbox, usize::MAX).len(), 3);
+        let state = mailbox.state();
+        assert_eq!((state.bytes, state.notices), (0, 0));
     }
 
     #[test]
@@ -187,11 +210,11 @@ mod tests {
         mailbox.push(Item::Member { room: other, is_member: false });
         mailbox.push(entries(ROOM, 2, SUBSCRIBER_QUEUE_BYTES_MAX / 2));
         assert_eq!(mailbox.take_dropped(), BTreeSet::from([ROOM]));
-        assert!(matches!(mailbox.pop(), Some(Item::Member { .. })));
+        assert!(matches!(taken(&mailbox, 1).pop_front(), Some(Item::Member { .. })));
         mailbox.push(entries(ROOM, 3, 1));
-        assert!(mailbox.pop().is_none(), "the room is read from the segments now");
+        assert!(taken(&mailbox, 1).is_empty(), "the room is read from the segments now");
         mailbox.push(entries(other, 1, 1));
-        assert!(mailbox.pop().is_some(), "the other room was not hurt");
+        assert_eq!(taken(&mailbox, 1).len(), 1, "the other room was not hurt");
     }
 
     #[test]

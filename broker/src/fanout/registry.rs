@@ -8,6 +8,7 @@ use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{Handle, RoomId};
 use unibus_proto::limits::SUBSCRIPTIONS_MAX;
 
+use super::Entries;
 use super::mailbox::{Item, Mailbox};
 use crate::service::Failure;
 
@@ -60,10 +61,15 @@ impl Registry {
         self.state().count
     }
 
-    /// Puts an item into the mailboxes that follow a room.
-    pub fn to_room(&self, room: RoomId, item: impl Fn() -> Item) {
-        if let Some(mailboxes) = self.state().by_room.get(&room) {
-            mailboxes.values().for_each(|mailbox| mailbox.push(item()));
+    /// Whether anybody follows a room.
+    pub fn is_followed(&self, room: RoomId) -> bool {
+        self.state().by_room.contains_key(&room)
+    }
+
+    /// Puts entries into the mailboxes that follow their room.
+    pub fn to_room(&self, entries: &Entries) {
+        if let Some(mailboxes) = self.state().by_room.get(&entries.room) {
+            mailboxes.values().for_each(|mailbox| mailbox.push(Item::Entries(entries.clone())));
         }
     }
 
@@ -132,7 +138,7 @@ mod tests {
         let mut registration = registry.register(&alice, Arc::clone(&mailbox)).expect("there is room");
         registration.follow(room);
         registry.to_user(&alice, || Item::Access);
-        assert!(mailbox.pop().is_some());
+        assert!(registry.is_followed(room));
         drop(registration);
         assert_eq!(registry.count(), 0);
         let state = registry.state();

@@ -336,10 +336,10 @@ impl Reader {
         let mut found = Vec::new();
         while found.len() < count {
             let batch = self.batch().await.expect("the stream goes on").expect("no failure");
-            for delivery in batch.deliveries {
+            for delivery in batch.deliveries().unwrap() {
                 if let Some(delivery::Entry::Message(message)) = delivery.entry {
                     let body = String::from_utf8(message.body.to_vec()).unwrap();
-                    found.push((batch.subject.clone(), delivery.sequence, body));
+                    found.push((batch.subject.to_string(), delivery.sequence, body));
                 }
             }
         }
@@ -351,7 +351,9 @@ impl Reader {
         let mut sequences = Vec::new();
         loop {
             match self.batch().await {
-                Some(Ok(batch)) => sequences.extend(batch.deliveries.iter().map(|delivery| delivery.sequence)),
+                Some(Ok(batch)) => {
+                    sequences.extend(batch.deliveries().unwrap().iter().map(|delivery| delivery.sequence))
+                }
                 Some(Err(failure)) => return (sequences, Some(failure)),
                 None => return (sequences, None),
             }

@@ -105,7 +105,7 @@ async fn a_publish_stream_answers_in_order_and_survives_a_bad_request() {
     };
     let elements = client.subscribe(authorized(&alice, subscribe)).await.unwrap().into_inner();
     let deliveries = elements.map(Result::unwrap).filter_map(async |element| match element.item {
-        Some(subscribe_response::Item::Batch(batch)) => Some(batch.deliveries.len()),
+        Some(subscribe_response::Item::Batch(batch)) => Some(batch.deliveries().unwrap().len()),
         _ => None,
     });
     assert_eq!(deliveries.collect::<Vec<_>>().await.into_iter().sum::<usize>(), 101);

@@ -1,5 +1,6 @@
 //! The command line. The doc comments here are the manual; `tests` walk the whole tree.
 
+mod bench;
 mod bench_rooms;
 mod cluster;
 mod group;
@@ -14,6 +15,10 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use bench::{
+    BenchCommand, BenchCommon, BenchE2eArgs, BenchFanoutArgs, BenchLatencyArgs, BenchPublishArgs, BenchReplayArgs,
+    STAMP_BYTES,
+};
 pub use bench_rooms::BenchRoomsArgs;
 pub use cluster::{CheckArgs, StatusArgs};
 pub use group::{ConfigCommand, GroupCommand, VerifyArgs};
@@ -23,7 +28,7 @@ pub use people::{IdentityCommand, IdentityNewArgs, UserAddArgs, UserCommand};
 #[cfg(test)]
 pub use people::{IdentityKind, RoleArg};
 pub use room::{MemberCommand, RetainArgs, RoomCommand};
-pub use tools::{BenchCommand, BenchPublishArgs, CompletionsArgs, ProfileAddArgs, ProfileCommand};
+pub use tools::{CompletionsArgs, ProfileAddArgs, ProfileCommand};
 
 use crate::exit::EXIT_CODES;
 use crate::parse;
@@ -173,7 +178,10 @@ pub enum Command {
         subcommand,
         before_help = "Examples:
   unibusctl bench publish --size 1024 --publishers 8 --in-flight 128 --for 10s
-  unibusctl bench publish --publishers 1 --in-flight 1 --count 1000 --json",
+  unibusctl bench latency --rate 1000/s
+  unibusctl bench e2e --rate 5000/s --json
+  unibusctl bench replay --size 128
+  unibusctl bench fanout --subscribers 100",
         after_help = "Next: unibusctl status"
     )]
     Bench(BenchCommand),

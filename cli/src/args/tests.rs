@@ -106,6 +106,10 @@ fn commands_of_the_manual_parse() {
         "unibusctl context list",
         "unibusctl --profile bob sub ops.dpkg",
         "unibusctl bench publish --size 1024 --publishers 8 --in-flight 128 --for 10s --json",
+        "unibusctl bench latency --rate 1500/s --publishers 2 --rooms 2",
+        "unibusctl bench e2e --rate 5000 --size 1024 --for 10s --compare old.json --tolerance 20",
+        "unibusctl bench replay --room bench.1 --subscribers 2",
+        "unibusctl bench fanout --subscribers 100 --size 128 --ahead 4096",
         "unibusctl check --loop --every 200ms --for 45s",
         "unibusctl completions zsh",
     ] {
@@ -139,6 +143,9 @@ fn wrong_usage_is_refused_with_a_suggestion() {
         ("unibusctl group transfer x1 n1", "expected meta, s1"),
         ("unibusctl bench publish --size 2MiB", "expected at most 1048576"),
         ("unibusctl bench publish --in-flight 2000", "1024"),
+        ("unibusctl bench publish --count 5 --rate 5", "cannot be used with"),
+        ("unibusctl bench e2e --size 4", "at least 8"),
+        ("unibusctl bench replay --room a --count 5", "cannot be used with"),
         ("unibusctl room member add a bob --role owner", "reader"),
     ] {
         let error = parse(line).expect_err(line);

@@ -183,7 +183,7 @@ fn describe(message: &Received) -> Value {
         "subject": &*message.subject,
         "sequence": message.sequence.0,
         "time": rfc3339(message.time_ms),
-        "user": message.user,
+        "user": &*message.user,
         "device": message.device.to_string(),
         "producer": message.producer.to_string(),
         "number": message.number,

@@ -31,7 +31,7 @@ pub struct Received {
     /// Log time, milliseconds since the Unix epoch.
     pub time_ms: u64,
     /// Handle of the user who published it.
-    pub user: String,
+    pub user: Arc<str>,
     /// His device.
     pub device: DeviceId,
     /// The producer that numbered it.

@@ -11,10 +11,11 @@
 //! head: a node that lags, or a failover half way, never makes it end early. What was stored meanwhile
 //! may be delivered too.
 
+mod entry;
 mod item;
 mod track;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use crate::nodes::{Node, Target};
 use crate::platform::{Platform, timeout};
 use crate::retry::Backoff;
 use crate::{Client, ClientEvent, Error, ErrorCode};
-use track::Track;
+use track::{Queue, Track};
 
 /// A token refused so often in a row is not a matter of age.
 const SIGN_INS_MAX: u32 = 2;
@@ -98,7 +99,7 @@ pub struct Subscription<P: Platform> {
     track: Track,
     /// Heads that must be reached; only with `until_end`.
     ends: BTreeMap<RoomId, u64>,
-    queue: VecDeque<Item>,
+    queue: Queue,
     connection: Option<Connection>,
     over: bool,
     backoff: Backoff,
@@ -127,7 +128,7 @@ impl<P: Platform> Client<P> {
             track: Track::new(start, &options.resume),
             options,
             ends,
-            queue: VecDeque::new(),
+            queue: Queue::new(),
             connection: None,
             over: false,
             backoff: Backoff::default(),
@@ -160,8 +161,8 @@ impl<P: Platform> Subscription<P> {
     /// The next element. After an error or the end, `None`.
     pub async fn next(&mut self) -> Option<Result<Item, Error>> {
         loop {
-            if let Some(item) = self.queue.pop_front() {
-                return Some(Ok(item));
+            if let Some(item) = self.received() {
+                return Some(item);
             }
             if self.over {
                 return None;
@@ -174,6 +175,16 @@ impl<P: Platform> Subscription<P> {
                 return Some(Err(error));
             }
         }
+    }
+
+    /// The next element, if it is here already: whoever reads many needs to wait only when there is none.
+    pub fn received(&mut self) -> Option<Result<Item, Error>> {
+        let item = self.track.take(&mut self.queue)?;
+        if item.is_err() {
+            self.over = true;
+            self.queue.clear();
+        }
+        Some(item)
     }
 
     /// The next sequence of each room, after what [`Subscription::next`] has returned: for

@@ -1,29 +1,45 @@
 //! What was read of each room, and what may come next. Pure.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use prost::Message as _;
-use unibus_proto::id::{DeviceId, ProducerId, RoomId};
+use bytes::Bytes;
+use unibus_proto::delivery::{entry_at, sequence_of};
+use unibus_proto::id::RoomId;
 use unibus_proto::position::Sequence;
 use unibus_proto::subject::SubjectFilter;
-use unibus_proto::v1::{CaughtUp, Delivery, DeliveryBatch, RoomPosition, RosterEvent, SubscribeRequest, delivery};
+use unibus_proto::v1::{CaughtUp, DeliveryBatch, RoomPosition, SubscribeRequest};
 
 use super::Start;
-use super::item::{Item, Received, RosterChange};
+use super::entry::{Run, malformed};
+use super::item::Item;
 use crate::{Error, ErrorCode};
+
+/// What was received and not asked for yet, in order.
+pub(super) type Queue = VecDeque<Queued>;
+
+/// An element of the queue.
+pub(super) enum Queued {
+    /// Entries; at least one.
+    Run(Run),
+    /// History is done.
+    CaughtUp,
+}
 
 /// The positions of a subscription.
 pub(super) struct Track {
     start: Start,
     next: BTreeMap<RoomId, u64>,
     caught_up: bool,
+    /// Who published the last message that was taken.
+    user: Arc<str>,
 }
 
 impl Track {
     pub fn new(start: Start, resume: &BTreeMap<RoomId, Sequence>) -> Self {
         let next = resume.iter().map(|(&room, sequence)| (room, sequence.0)).collect();
-        Self { start, next, caught_up: false }
+        Self { start, next, caught_up: false, user: Arc::default() }
     }
 
     /// What to ask the next node for.
@@ -41,35 +57,46 @@ impl Track {
     }
 
     /// Takes entries of a room: those read before are dropped, a gap is an error.
-    pub fn accept(&mut self, batch: DeliveryBatch, queue: &mut VecDeque<Item>) -> Result<(), Error> {
+    pub fn accept(&mut self, batch: DeliveryBatch, queue: &mut Queue) -> Result<(), Error> {
         let room = RoomId::from_bytes(&batch.room_id).map_err(malformed)?;
-        let subject: Arc<str> = batch.subject.into();
-        for delivery in batch.deliveries {
-            let expected = self.next.get(&room).copied().unwrap_or(delivery.sequence);
-            if delivery.sequence < expected {
-                continue;
+        let subject = batch.subject.clone();
+        batch.into_chunks().into_iter().try_for_each(|chunk| self.accept_chunk(room, &subject, chunk, queue))
+    }
+
+    fn accept_chunk(&mut self, room: RoomId, subject: &Arc<str>, chunk: Bytes, queue: &mut Queue) -> Result<(), Error> {
+        let mut at = 0;
+        while at < chunk.len() {
+            let (first, end_of_first) = look(&chunk, at)?;
+            let expected = self.next.get(&room).copied().unwrap_or(first);
+            match first.cmp(&expected) {
+                Ordering::Less => at = end_of_first,
+                Ordering::Equal => {
+                    let (end, next) = consecutive(&chunk, end_of_first, first + 1)?;
+                    self.next.insert(room, next);
+                    let (subject, chunk) = (subject.clone(), chunk.clone());
+                    queue.push_back(Queued::Run(Run { room, subject, chunk, place: at..end, next: first }));
+                    at = end;
+                }
+                Ordering::Greater => {
+                    let message =
+                        format!("room {room} ({subject}): the node sent sequence {first}, expected {expected}");
+                    return Err(Error::new(ErrorCode::Corrupt, message));
+                }
             }
-            if delivery.sequence > expected {
-                let found = delivery.sequence;
-                let message = format!("room {room} ({subject}): the node sent sequence {found}, expected {expected}");
-                return Err(Error::new(ErrorCode::Corrupt, message));
-            }
-            self.next.insert(room, delivery.sequence + 1);
-            queue.push_back(item(room, &subject, delivery)?);
         }
         Ok(())
     }
 
     /// History is done. Positions of rooms that delivered nothing are kept for a later connection; those
     /// of other rooms are known better here.
-    pub fn catch_up(&mut self, caught_up: CaughtUp, queue: &mut VecDeque<Item>) -> Result<(), Error> {
+    pub fn catch_up(&mut self, caught_up: CaughtUp, queue: &mut Queue) -> Result<(), Error> {
         for position in caught_up.positions {
             let room = RoomId::from_bytes(&position.room_id).map_err(malformed)?;
             self.next.entry(room).or_insert(position.next_sequence);
         }
         if !self.caught_up {
             self.caught_up = true;
-            queue.push_back(Item::CaughtUp);
+            queue.push_back(Queued::CaughtUp);
         }
         Ok(())
     }
@@ -84,43 +111,50 @@ impl Track {
         ends.iter().all(|(room, &end)| self.next.get(room).is_some_and(|&next| next > end))
     }
 
+    /// The next element that was received.
+    pub fn take(&mut self, queue: &mut Queue) -> Option<Result<Item, Error>> {
+        match queue.front_mut()? {
+            Queued::Run(run) => {
+                let item = run.take(&mut self.user);
+                if run.is_empty() || item.is_err() {
+                    queue.pop_front();
+                }
+                Some(item)
+            }
+            Queued::CaughtUp => {
+                queue.pop_front();
+                Some(Ok(Item::CaughtUp))
+            }
+        }
+    }
+
     /// The next sequence of each room, not counting what is still queued.
-    pub fn positions(&self, queued: &VecDeque<Item>) -> BTreeMap<RoomId, Sequence> {
+    pub fn positions(&self, queue: &Queue) -> BTreeMap<RoomId, Sequence> {
         let mut positions: BTreeMap<_, _> = self.next.iter().map(|(&room, &next)| (room, Sequence(next))).collect();
-        for item in queued.iter().rev() {
-            match item {
-                Item::Message(message) => positions.insert(message.room_id, message.sequence),
-                Item::Roster(change) => positions.insert(change.room_id, change.sequence),
-                Item::CaughtUp => None,
-            };
+        for queued in queue.iter().rev() {
+            if let Queued::Run(run) = queued {
+                positions.insert(run.room, Sequence(run.next));
+            }
         }
         positions
     }
 }
 
-fn malformed(error: impl std::fmt::Display) -> Error {
-    Error::new(ErrorCode::VersionSkew, format!("subscription: {error}"))
+/// The sequence of the entry at `at` of a chunk, and where the entry ends.
+fn look(chunk: &[u8], at: usize) -> Result<(u64, usize), Error> {
+    let entry = entry_at(chunk, at).map_err(malformed)?;
+    let end = entry.end;
+    Ok((sequence_of(&chunk[entry]).map_err(malformed)?, end))
 }
 
-fn item(room_id: RoomId, subject: &Arc<str>, delivery: Delivery) -> Result<Item, Error> {
-    let (subject, sequence, time_ms) = (subject.clone(), Sequence(delivery.sequence), delivery.time_ms);
-    match delivery.entry {
-        Some(delivery::Entry::Message(message)) => Ok(Item::Message(Received {
-            room_id,
-            subject,
-            sequence,
-            time_ms,
-            user: message.user,
-            device: DeviceId::from_bytes(&message.device_id).map_err(malformed)?,
-            producer: ProducerId::from_bytes(&message.producer_id).map_err(malformed)?,
-            number: message.number,
-            headers: message.headers,
-            body: message.body,
-        })),
-        Some(delivery::Entry::Roster(entry)) => {
-            let event = entry.event.as_ref().and_then(|event| RosterEvent::decode(event.payload.clone()).ok());
-            Ok(Item::Roster(RosterChange { room_id, subject, sequence, time_ms, entry, event }))
+/// Where entries end that follow each other from `at` and `next` on, and what would come next.
+fn consecutive(chunk: &[u8], mut at: usize, mut next: u64) -> Result<(usize, u64), Error> {
+    while at < chunk.len() {
+        let (sequence, end) = look(chunk, at)?;
+        if sequence != next {
+            break;
         }
-        None => Err(malformed(format!("sequence {sequence} holds an entry of an unknown kind; upgrade this client"))),
+        (at, next) = (end, next + 1);
     }
+    Ok((at, next))
 }

@@ -114,8 +114,7 @@ impl Feed {
                 deliveries.retain(|delivery| delivery.sequence != sequence);
             }
             *next = to;
-            let subject = room.room.subject.clone();
-            return Some(v1::DeliveryBatch { room_id: id.to_bytes(), subject, deliveries });
+            return Some(v1::DeliveryBatch::of(id.to_bytes(), &room.room.subject, &deliveries));
         }
         None
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use unibus_machine::StoredDelivery;
 use unibus_proto::id::RoomId;
 use unibus_proto::position::Sequence;
@@ -22,30 +22,43 @@ impl<E: Env> Segments<E> {
         bytes_max: usize,
         count_max: usize,
     ) -> Result<Vec<StoredDelivery>, TimelineError> {
-        let mut batch = Batch { out: vec![], bytes: 0, bytes_max, count_max: count_max.max(1) };
+        let mut batch = Batch { out: vec![], bytes: 0, bytes_max, count_max: count_max.max(1), is_enough: false };
         let mut next = from;
         while !batch.is_full() {
-            let runs = match self.locate(room, next).await? {
-                Found::Open(runs) => runs,
+            next = match self.locate(room, next).await? {
+                Found::Open(runs) => self.read_runs(room, runs.into_iter(), next, &mut batch).await?,
                 Found::Sealed(segment, runs) => {
-                    for (first, run) in runs.from(segment, next) {
-                        next = self.read_run(room, (first, run), next, &mut batch).await?;
-                        if batch.is_full() {
-                            break;
-                        }
-                    }
-                    continue;
+                    self.read_runs(room, runs.from(segment, next), next, &mut batch).await?
                 }
                 Found::Beyond => break,
             };
-            for run in runs {
-                next = self.read_run(room, run, next, &mut batch).await?;
-                if batch.is_full() {
-                    break;
-                }
-            }
         }
         Ok(batch.out)
+    }
+
+    async fn read_runs(
+        &self,
+        room: RoomId,
+        runs: impl Iterator<Item = (Sequence, Run)> + Send,
+        mut next: Sequence,
+        batch: &mut Batch,
+    ) -> Result<Sequence, TimelineError> {
+        let mut runs = runs.peekable();
+        while let Some((first, mut run)) = runs.next() {
+            // One read for runs that stand one after another: each costs a way to the I/O threads and back.
+            while batch.wants_more_than(&run, first, next)
+                && let Some((_, adjacent)) = runs.next_if(|(_, other)| run.is_before(other))
+            {
+                run.bytes += adjacent.bytes;
+                run.count += adjacent.count;
+            }
+            next = self.read_run(room, (first, run), next, batch).await?;
+            batch.end_of_run();
+            if batch.is_full() {
+                break;
+            }
+        }
+        Ok(next)
     }
 
     async fn read_run(
@@ -90,7 +103,7 @@ impl<E: Env> Segments<E> {
             }
             expected = expected.next();
             offset += record.size;
-            bytes = bytes.slice(record.size as usize..);
+            bytes.advance(record.size as usize);
         }
         Ok(expected)
     }
@@ -131,11 +144,24 @@ struct Batch {
     bytes: usize,
     bytes_max: usize,
     count_max: usize,
+    is_enough: bool,
 }
 
 impl Batch {
     fn is_full(&self) -> bool {
-        self.out.len() >= self.count_max || (!self.out.is_empty() && self.bytes >= self.bytes_max)
+        self.is_enough || self.out.len() >= self.count_max || (!self.out.is_empty() && self.bytes >= self.bytes_max)
+    }
+
+    /// Whether there is room for more than a run that begins with `first`, read from `from` on.
+    fn wants_more_than(&self, run: &Run, first: Sequence, from: Sequence) -> bool {
+        let before = from.0.saturating_sub(first.0) as usize;
+        let count = self.out.len() + (run.count as usize).saturating_sub(before);
+        count < self.count_max && self.bytes + (run.bytes as usize) < self.bytes_max
+    }
+
+    /// The next read should begin where a run begins, or it reads and verifies the first half of it again.
+    fn end_of_run(&mut self) {
+        self.is_enough |= self.bytes >= self.bytes_max / 4 * 3 && !self.out.is_empty();
     }
 
     /// Takes a delivery; false when it does not fit any more.

@@ -19,7 +19,7 @@ use unibus_raft_store::env::{Env, InstantOf, now};
 
 use super::access::{Access, Wanted};
 use super::{Caller, Failure, Outcome, Service};
-use crate::fanout::{Mailbox, Registration};
+use crate::fanout::{Item, Mailbox, Registration};
 
 /// Rooms of one subscription: what it holds per room must stay bounded.
 const ROOMS_MAX: usize = 20_000;
@@ -47,7 +47,11 @@ pub struct Subscription<E: Env> {
     caught_up: bool,
     /// Log time of each group when the subscription began: what was created later starts at 0.
     opened_ms: BTreeMap<GroupId, u64>,
+    /// From the mailbox, not looked at yet.
+    taken: VecDeque<Item>,
     out: VecDeque<SubscribeResponse>,
+    /// Bytes of the entries in the last batch of `out`.
+    filled_bytes: usize,
     history_turn: bool,
     audited: InstantOf<E>,
     ended: bool,
@@ -107,7 +111,9 @@ impl<E: Env> Service<E> {
             targets: 0,
             caught_up: false,
             opened_ms: BTreeMap::new(),
+            taken: VecDeque::new(),
             out: VecDeque::new(),
+            filled_bytes: 0,
             history_turn: false,
             audited: now::<E>(),
             ended: false,

@@ -1,25 +1,23 @@
 //! Carrying a subscription on: one element at a time, from the mailbox and from the segments in turn.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use prost::bytes::Bytes;
-use unibus_machine::StoredDelivery;
+use bytes::Bytes;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::RoomId;
-use unibus_proto::limits::BATCH_MESSAGES_MAX;
 use unibus_proto::v1::{CaughtUp, DeliveryBatch, Heartbeat, RoomPosition, SubscribeResponse, subscribe_response};
 use unibus_raft_store::env::{Env, Instant, now, sleep, timeout};
 
 use super::super::access::Wanted;
-use super::super::messages::decode;
 use super::super::{Failure, Outcome};
 use super::{Mode, Subscription};
-use crate::fanout::Item;
+use crate::fanout::{CHUNK_BYTES, Entries, Item, Joiner};
 
 /// Silence after which a sign of life is sent, and between two looks whether everything still holds.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// Bytes of one batch, as far as one delivery is not larger.
-const BATCH_BYTES: usize = 256 << 10;
+/// Entries of one piece of history; small ones are counted in bytes long before.
+const PIECE_ENTRIES_MAX: usize = 8_192;
 /// Before the segments are asked again for what was announced but is not there yet.
 const READ_AGAIN: Duration = Duration::from_millis(5);
 
@@ -71,11 +69,26 @@ impl<E: Env> Subscription<E> {
         {
             return self.read_history(room).await;
         }
-        if let Some(item) = self.mailbox.pop() {
-            return self.take(item).await;
+        if self.taken.is_empty() {
+            self.mailbox.take(&mut self.taken, CHUNK_BYTES);
+        }
+        if !self.taken.is_empty() {
+            return self.take_all().await;
         }
         if self.behind.is_empty() {
             self.wait().await;
+        }
+        Ok(())
+    }
+
+    /// Entries up to the next notice: what was before it is handed out before it has its effect.
+    async fn take_all(&mut self) -> Outcome<()> {
+        while let Some(item) = self.taken.pop_front() {
+            if !matches!(item, Item::Entries(_)) && !self.out.is_empty() {
+                self.taken.push_front(item);
+                return Ok(());
+            }
+            self.take(item).await?;
         }
         Ok(())
     }
@@ -95,52 +108,60 @@ impl<E: Env> Subscription<E> {
     }
 
     async fn take(&mut self, item: Item) -> Outcome<()> {
-        match &item {
-            Item::Entries { room, .. } => self.deliver_live(*room, item.deliveries()),
-            Item::Member { room, is_member: true } => self.joined(*room).await,
-            Item::Member { room, is_member: false } => self.left(*room),
+        match item {
+            Item::Entries(entries) => {
+                self.deliver_live(&entries);
+                Ok(())
+            }
+            Item::Member { room, is_member: true } => self.joined(room).await,
+            Item::Member { room, is_member: false } => self.left(room),
             Item::Access => self.service.reauthenticate_stream(&self.caller).await,
             Item::Reset => self.start_over().await,
         }
     }
 
-    fn deliver_live(&mut self, room: RoomId, entries: &[StoredDelivery]) -> Outcome<()> {
-        let Some(followed) = self.rooms.get_mut(&room) else { return Ok(()) };
-        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
-        followed.wanted = followed.wanted.max(last.sequence.0 + 1);
-        if first.sequence.0 > followed.next {
-            // A gap: the segments have what is missing. A joining room reads them next anyway.
-            if followed.mode == Mode::Live {
-                self.fall_behind(room);
-            }
-            return Ok(());
-        }
+    fn deliver_live(&mut self, entries: &Entries) {
+        let Some(followed) = self.rooms.get_mut(&entries.room) else { return };
+        followed.wanted = followed.wanted.max(entries.end());
+        let is_gap = entries.first > followed.next;
         match followed.mode {
-            Mode::Joining | Mode::Live => self.deliver(room, entries),
-            Mode::Behind | Mode::Left => Ok(()),
+            // The segments have what is missing. A joining room reads them next anyway.
+            Mode::Live if is_gap => self.fall_behind(entries.room),
+            Mode::Joining | Mode::Live if !is_gap => self.deliver(entries),
+            Mode::Joining | Mode::Live | Mode::Behind | Mode::Left => {}
         }
     }
 
     /// Queues the entries from the next wanted one on.
-    fn deliver(&mut self, room: RoomId, entries: &[StoredDelivery]) -> Outcome<()> {
-        let Some(followed) = self.rooms.get_mut(&room) else { return Ok(()) };
+    fn deliver(&mut self, entries: &Entries) {
+        let Some(followed) = self.rooms.get_mut(&entries.room) else { return };
         let end = if self.until_end { followed.target.unwrap_or(followed.next) } else { u64::MAX };
-        let fresh = entries.iter().skip_while(|entry| entry.sequence.0 < followed.next);
-        let fresh: Vec<StoredDelivery> = fresh.take_while(|entry| entry.sequence.0 < end).cloned().collect();
-        let Some(last) = fresh.last() else { return Ok(()) };
-        followed.next = last.sequence.0 + 1;
+        let Some(fresh) = entries.within(followed.next, end) else { return };
+        followed.next = fresh.end();
         followed.may_move = false;
-        self.service.counters().delivered(fresh.len());
+        self.service.counters().delivered(fresh.count as usize);
         if followed.target.is_some_and(|target| followed.next >= target) {
             followed.target = None;
             self.targets -= 1;
         }
-        let (room_id, subject) = (room.to_bytes(), followed.subject.to_string());
-        for piece in pieces(&fresh) {
-            let batch = batch(room_id.clone(), subject.clone(), piece)?;
-            self.out.push_back(element(subscribe_response::Item::Batch(batch)));
+        let subject = followed.subject.clone();
+        self.hand_out(fresh.room.to_bytes(), subject, fresh.bytes);
+    }
+
+    /// Puts entries into the last batch if they fit, else into a new one.
+    fn hand_out(&mut self, room_id: Bytes, subject: Arc<str>, chunk: Bytes) {
+        let filled = self.filled_bytes + chunk.len();
+        if let Some(SubscribeResponse { item: Some(subscribe_response::Item::Batch(last)) }) = self.out.back_mut()
+            && last.room_id == room_id
+            && filled <= CHUNK_BYTES
+        {
+            self.filled_bytes = filled;
+            return last.push(chunk);
         }
-        Ok(())
+        self.filled_bytes = chunk.len();
+        let mut batch = DeliveryBatch::new(room_id, subject);
+        batch.push(chunk);
+        self.out.push_back(element(subscribe_response::Item::Batch(batch)));
     }
 
     /// Reads a piece of a room's history; at the head the room goes live.
@@ -153,7 +174,7 @@ impl<E: Env> Subscription<E> {
             return Ok(());
         }
         let (shard, next) = (followed.shard, followed.next);
-        let entries = match self.service.read_timeline(shard, room, next, BATCH_BYTES, BATCH_MESSAGES_MAX).await {
+        let entries = match self.service.read_timeline(shard, room, next, CHUNK_BYTES, PIECE_ENTRIES_MAX).await {
             Err(failure) if failure.code == ErrorCode::OutOfRange => return self.below_floor(room, failure),
             read => read?,
         };
@@ -171,7 +192,8 @@ impl<E: Env> Subscription<E> {
             return Ok(());
         }
         self.behind.push_back(room);
-        self.deliver(room, &entries)
+        Joiner::join(room, &entries).iter().for_each(|entries| self.deliver(entries));
+        Ok(())
     }
 
     /// Retention was faster than the subscriber. Who asked for the earliest and was given nothing of the room
@@ -301,46 +323,4 @@ impl<E: Env> Subscription<E> {
 
 fn element(item: subscribe_response::Item) -> SubscribeResponse {
     SubscribeResponse { item: Some(item) }
-}
-
-fn batch(room_id: Bytes, subject: String, entries: &[StoredDelivery]) -> Outcome<DeliveryBatch> {
-    Ok(DeliveryBatch { room_id, subject, deliveries: decode(entries)? })
-}
-
-/// Cuts entries into pieces of about [`BATCH_BYTES`], each of at least one.
-fn pieces(entries: &[StoredDelivery]) -> Vec<&[StoredDelivery]> {
-    let (mut pieces, mut from, mut bytes) = (Vec::new(), 0, 0);
-    for (at, entry) in entries.iter().enumerate() {
-        bytes += entry.bytes.len();
-        if bytes > BATCH_BYTES && at > from {
-            pieces.push(&entries[from..at]);
-            (from, bytes) = (at, entry.bytes.len());
-        }
-    }
-    if from < entries.len() {
-        pieces.push(&entries[from..]);
-    }
-    pieces
-}
-
-#[cfg(test)]
-mod tests {
-    use unibus_proto::position::Sequence;
-
-    use super::*;
-
-    #[test]
-    fn pieces_hold_everything_once_and_are_of_bounded_size() {
-        let sizes = [10, BATCH_BYTES, 10, BATCH_BYTES - 20, 10, 1 << 20, 1];
-        let entry = |(n, &len): (usize, &usize)| StoredDelivery {
-            sequence: Sequence(n as u64),
-            at_ms: 1,
-            bytes: vec![0; len].into(),
-        };
-        let entries: Vec<_> = sizes.iter().enumerate().map(entry).collect();
-        let pieces = pieces(&entries);
-        assert_eq!(pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>(), [1, 1, 3, 1, 1]);
-        assert_eq!(pieces.concat(), entries);
-        assert!(self::pieces(&[]).is_empty());
-    }
 }

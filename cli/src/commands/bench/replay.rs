@@ -1,0 +1,132 @@
+//! `bench replay`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use unibus_client::{Client, Item, Start, SubscribeOptions};
+use unibus_proto::subject::SubjectFilter;
+
+use super::load::Plan;
+use super::report::{Report, volume};
+use super::{Rooms, another, drive, ended, nodes};
+use crate::args::{BenchReplayArgs, Global};
+use crate::exit::{Failure, Result};
+use crate::output::{Output, bytes, thousands};
+use crate::session::{During, Session, interrupted};
+use crate::time::human;
+
+/// How the room is filled.
+const PUBLISHERS: u32 = 8;
+const IN_FLIGHT: u32 = 256;
+/// Messages between two looks at the counter that is shown.
+const SHOWN_EACH: u64 = 1_024;
+
+/// What one subscriber, or all, read.
+#[derive(Default)]
+struct Read {
+    messages: u64,
+    bytes: u64,
+    took: Duration,
+}
+
+/// Runs `bench replay`.
+pub async fn run(args: &BenchReplayArgs, global: &Global, out: Output) -> Result<()> {
+    let client = Session::open(global, out)?.client;
+    let rooms = Rooms::prepare(&client, &args.common, 1).await?;
+    if args.common.room.is_none() {
+        fill(&client, args, &rooms, out).await?;
+    }
+    let places = places(&client, global, args.subscribers).await?;
+    let seen = Arc::new(AtomicU64::new(0));
+    let shown = seen.clone();
+    let _bar = super::show_count("read", move || ("reading", shown.load(Ordering::Relaxed)), out);
+    let mut tasks = JoinSet::new();
+    for place in &places {
+        tasks.spawn(Box::pin(replay(another(global)?, rooms.filter.clone(), place.1.clone(), seen.clone())));
+    }
+    let mut total = Read::default();
+    let all = async {
+        while let Some(done) = tasks.join_next().await {
+            let read = done.map_err(|error| Failure::local(format!("bench: {error}")))??;
+            total.messages += read.messages;
+            total.bytes += read.bytes;
+            total.took = total.took.max(read.took);
+        }
+        Ok::<_, Failure>(())
+    };
+    tokio::select! {
+        all = all => all?,
+        () = interrupted() => return Err(Failure::interrupted()),
+    }
+    let names: Vec<_> = places.iter().map(|place| &*place.0).collect();
+    describe(args, &rooms, &names.join(", "), &total).print(&args.common, out)
+}
+
+async fn fill(client: &Client, args: &BenchReplayArgs, rooms: &Rooms, out: Output) -> Result<()> {
+    let publishers = rooms.publishers(client, PUBLISHERS).await?;
+    let plan = Plan::new(args.size, IN_FLIGHT, Duration::ZERO, Duration::ZERO).count(args.count);
+    let (measured, was_interrupted) = drive(publishers, None, &Arc::new(plan), out).await?;
+    out.hint(format!("filled {}: {} messages", rooms.describe(), thousands(measured.latency.len())));
+    ended(measured.failure, false, was_interrupted)
+}
+
+/// Name and address of the node of each subscriber: the one that was asked for, else all in turn.
+async fn places(client: &Client, global: &Global, count: u32) -> Result<Vec<(String, String)>> {
+    let all = nodes(client).await?;
+    let asked_for = global.node.first();
+    let is_meant = |name: &str, address: &str| asked_for.is_none_or(|node| node == name || node == address);
+    let fitting = all.iter().filter(|node| is_meant(&node.name, &node.client_address));
+    let fitting: Vec<_> = fitting.map(|node| (node.name.clone(), node.client_address.clone())).collect();
+    Ok(fitting.iter().cycle().take(count as usize).cloned().collect())
+}
+
+async fn replay(client: Client, filter: SubjectFilter, node: String, seen: Arc<AtomicU64>) -> Result<Read> {
+    // Connecting and signing in is not what is measured.
+    client.who_am_i().await.during("bench, sign in")?;
+    let options = SubscribeOptions { until_end: true, pin: Some(node), ..SubscribeOptions::default() };
+    let begun = Instant::now();
+    let mut subscription = client.subscribe(&filter, Start::Earliest, options).await.during("bench, subscriber")?;
+    let mut read = Read::default();
+    while let Some(first) = subscription.next().await {
+        let mut next = Some(first);
+        while let Some(item) = next {
+            if let Item::Message(message) = item.during("bench, subscriber")? {
+                read.messages += 1;
+                read.bytes += message.body.len() as u64;
+                if read.messages.is_multiple_of(SHOWN_EACH) {
+                    seen.fetch_add(SHOWN_EACH, Ordering::Relaxed);
+                }
+            }
+            next = subscription.received();
+        }
+    }
+    read.took = begun.elapsed();
+    Ok(read)
+}
+
+fn describe(args: &BenchReplayArgs, rooms: &Rooms, places: &str, read: &Read) -> Report {
+    let per_second = read.messages as f64 / read.took.as_secs_f64().max(1e-6);
+    let size = (read.bytes / read.messages.max(1)) as usize;
+    let headline = format!(
+        "{} msg/s, {}: {} subscribers at {places} read {} messages of {} in {}",
+        thousands(per_second as u64),
+        volume(per_second, size),
+        args.subscribers,
+        thousands(read.messages),
+        bytes(size as u64),
+        human(read.took),
+    );
+    Report::new("bench_replay", headline)
+        .set("room", rooms.filter.as_str())
+        .set("rooms", rooms.subjects.len())
+        .set("size_bytes", size)
+        .set("subscribers", args.subscribers)
+        .set("places", places)
+        .set("messages", read.messages)
+        .set("duration_ms", read.took.as_millis() as u64)
+        .set("messages_per_second", per_second as u64)
+        .set("bytes_per_second", (per_second * size as f64) as u64)
+        .note(format!("{}; read it again: unibusctl bench replay --room {}", rooms.describe(), rooms.filter))
+}
