@@ -15,6 +15,8 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 use unibus_raft_store::env::{Disk, DiskFile, OpenMode};
 
+use super::direct::Direct;
+
 /// One fsync of a segment or snapshot, one of another, and reads beside them: none waits for the others.
 const THREADS: usize = 4;
 /// Parts of one `pwritev`; the kernel takes no more (IOV_MAX).
@@ -114,10 +116,7 @@ impl FileDisk {
     }
 }
 
-async fn run<T: Send + 'static>(
-    jobs: &Jobs,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
+async fn run<T: Send + 'static>(jobs: &Jobs, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let (done, result) = oneshot::channel();
     // The caller may have stopped waiting; the work is done all the same.
     jobs.send(Box::new(move || drop(done.send(work()))));
@@ -136,7 +135,7 @@ impl Disk for FileDisk {
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<OpenedFile> {
         let file = self.at(path, move |path| options(mode).open(path)).await?;
-        Ok(OpenedFile { file: Arc::new(file), disk: self.clone() })
+        Ok(OpenedFile { file: Arc::new(file), direct: Arc::default(), disk: self.clone() })
     }
 
     async fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -214,6 +213,7 @@ fn options(mode: OpenMode) -> OpenOptions {
 #[derive(Clone)]
 pub struct OpenedFile {
     file: Arc<File>,
+    direct: Arc<Direct>,
     disk: FileDisk,
 }
 
@@ -233,9 +233,11 @@ impl DiskFile for OpenedFile {
     }
 
     async fn write_at_sync(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
-        let file = self.file.clone();
+        let (file, direct) = (self.file.clone(), self.direct.clone());
         run(&self.disk.synced, move || {
-            write_all(&file, offset, &parts)?;
+            if !direct.write(&file, offset, &parts)? {
+                write_all(&file, offset, &parts)?;
+            }
             Ok(rustix::fs::fdatasync(&*file)?)
         })
         .await
@@ -316,6 +318,23 @@ mod tests {
         file.writeback(0, 12_005).await.expect("a hint");
         file.allocate(20_000).await.expect("reserved");
         assert_eq!(file.len().await.expect("length"), 20_000);
+    }
+
+    #[tokio::test]
+    async fn synced_writes_of_any_size_are_read_back() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = FileDisk::start().expect("threads");
+        let file = disk.open(&dir.path().join("f"), OpenMode::CreateNew).await.expect("created");
+        file.allocate(8 << 20).await.expect("reserved");
+        let mut model = vec![0; 8 << 20];
+        // Whole sectors, several pieces, then what no disk writes directly.
+        for (offset, bytes) in [(0, 512), (512, 4096 + 512), (1 << 20, (2 << 20) + 1536), (700, 100), (1024, 1)] {
+            let parts: Vec<Bytes> =
+                (0..bytes).map(|n| n as u8).collect::<Vec<_>>().chunks(700).map(Bytes::copy_from_slice).collect();
+            file.write_at_sync(offset as u64, parts.clone()).await.expect("written");
+            model[offset..offset + bytes].copy_from_slice(&parts.concat());
+            assert!(file.read_at(0, model.len()).await.expect("read") == model, "after {bytes} bytes at {offset}");
+        }
     }
 
     #[tokio::test]
