@@ -17,7 +17,7 @@ use unibus_raft_store::{RaftTiming, StoreConfig};
 
 use crate::admin::{self, Probe, Probed};
 use crate::api;
-use crate::env::ProductionEnv;
+use crate::env::{ProductionEnv, align_ticks};
 use crate::local::LocalSocket;
 use crate::metrics::Sample;
 use crate::node::{Node, NodeConfig};
@@ -46,6 +46,7 @@ pub async fn run(resolved: Resolved, stop: impl Future<Output = ()>) -> Result<(
         client = %resolved.listen_client, admin = %resolved.listen_admin, data = %data_dir.display(), "starting"
     );
     let config = node_config(&resolved, net.1);
+    align_ticks(config.store.raft.heartbeat);
     let node = Node::start(env, config, resolved.sign_key).await.map_err(|error| error.to_string())?;
     node.service().set_config(resolved.effective);
     let certificates = resolved.certificates_expire;

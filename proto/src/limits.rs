@@ -14,10 +14,14 @@ pub const HEADER_NAME_BYTES_MAX: usize = 128;
 pub const HEADER_VALUE_BYTES_MAX: usize = 4 << 10;
 /// Bytes of a publish request.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
-/// Messages of a publish request, and of a log entry.
+/// Messages of a publish request.
 pub const BATCH_MESSAGES_MAX: usize = 256;
+/// A publish request is full when its messages reach so many bytes.
+pub const REQUEST_BYTES_TARGET: usize = 256 << 10;
+/// Messages of a log entry: what an entry costs beside them, on each node, is that of some forty of them.
+pub const ENTRY_MESSAGES_MAX: usize = 1_024;
 /// A log entry is closed when its messages reach so many bytes.
-pub const ENTRY_BYTES_TARGET: usize = 256 << 10;
+pub const ENTRY_BYTES_TARGET: usize = 1 << 20;
 /// Commands of a log entry.
 pub const COMMANDS_PER_ENTRY_MAX: usize = 256;
 /// Bytes of a gRPC message.
@@ -89,7 +93,8 @@ pub const PROPOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 const _: () = {
     assert!(BODY_BYTES_MAX + HEADERS_BYTES_MAX < BATCH_BYTES_MAX);
-    assert!(ENTRY_BYTES_TARGET <= BATCH_BYTES_MAX);
+    assert!(REQUEST_BYTES_TARGET <= ENTRY_BYTES_TARGET && ENTRY_BYTES_TARGET <= BATCH_BYTES_MAX);
+    assert!(BATCH_MESSAGES_MAX <= ENTRY_MESSAGES_MAX);
     assert!(BATCH_BYTES_MAX < DECODE_BYTES_MAX);
     assert!(DECODE_BYTES_MAX + ENTRY_BYTES_TARGET < PEER_FRAME_BYTES_MAX);
     assert!(SUBSCRIBER_QUEUE_BYTES_MAX >= 2 * (BODY_BYTES_MAX + HEADERS_BYTES_MAX));

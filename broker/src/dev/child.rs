@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::num::NonZero;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -23,6 +24,8 @@ const WATCH_EVERY: Duration = Duration::from_millis(100);
 /// Bytes of a readiness answer that we read.
 const ANSWER_BYTES_MAX: u64 = 16 << 10;
 const LOG_LINES: usize = 5;
+/// Where tokio looks for the number of its threads.
+const WORKERS_ENV: &str = "TOKIO_WORKER_THREADS";
 
 /// A node of `dev`.
 pub(super) struct Child {
@@ -36,7 +39,7 @@ pub(super) struct Child {
 
 impl Child {
     pub fn start(folder: PathBuf, file: NodeFile) -> io::Result<Self> {
-        let process = spawn(&folder)?;
+        let process = spawn(&folder, &file)?;
         Ok(Self { folder, file, process, restart_at: None })
     }
 
@@ -82,7 +85,7 @@ impl Child {
                 }
             }
             Some(at) if at <= tokio::time::Instant::now() => {
-                self.process = spawn(&self.folder)?;
+                self.process = spawn(&self.folder, &self.file)?;
                 self.restart_at = None;
                 eprintln!("{} is running again, pid {}", self.name(), self.pid());
             }
@@ -116,7 +119,7 @@ pub(super) async fn stop_all(mut children: Vec<Child>) {
     }
 }
 
-fn spawn(folder: &Path) -> io::Result<Process> {
+fn spawn(folder: &Path, file: &NodeFile) -> io::Result<Process> {
     let log: File = OpenOptions::new().create(true).append(true).open(folder.join("log"))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("run").arg("--config").arg(folder.join("node.toml")).arg("--exit-with-stdin");
@@ -126,6 +129,12 @@ fn spawn(folder: &Path) -> io::Result<Process> {
         if name.starts_with(ENV_PREFIX) && !name.starts_with("UNIBUS_NODE_LOG") {
             command.env_remove(name);
         }
+    }
+    // They share this machine: more threads than cores would only wake each other.
+    if std::env::var_os(WORKERS_ENV).is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let nodes = file.cluster.node.len().max(1);
+        command.env(WORKERS_ENV, (cores / nodes).max(1).to_string());
     }
     // A process group of its own: Ctrl-C reaches us, and we stop the nodes in order.
     command.process_group(0).kill_on_drop(true).stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);

@@ -1,11 +1,12 @@
 //! Files on a few I/O threads of their own, so that an fsync never holds up the runtime.
 
+use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use bytes::{Bytes, BytesMut};
@@ -14,7 +15,9 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 use unibus_raft_store::env::{Disk, DiskFile, OpenMode};
 
-/// An fsync of the log, one of a segment, and reads beside them: none waits for the others.
+use super::direct::Direct;
+
+/// One fsync of a segment or snapshot, one of another, and reads beside them: none waits for the others.
 const THREADS: usize = 4;
 /// Parts of one `pwritev`; the kernel takes no more (IOV_MAX).
 const PARTS_MAX: usize = 1024;
@@ -24,27 +27,83 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The node's files.
 #[derive(Clone)]
 pub struct FileDisk {
-    jobs: mpsc::Sender<Job>,
+    /// Reads, plain writes, and everything about names.
+    jobs: Arc<Jobs>,
+    /// Writes that are synced at once, the log's: on a thread of their own, so that they never stand behind
+    /// writes that the kernel holds back because too much is dirty.
+    synced: Arc<Jobs>,
+}
+
+/// What the threads of a queue wait for.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    ready: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+/// The entrance to a queue; its threads end when it is dropped and all jobs are done.
+struct Jobs(Arc<Queue>);
+
+impl Jobs {
+    fn start(name: &str, threads: usize) -> io::Result<Arc<Self>> {
+        let jobs = Arc::new(Self(Arc::default()));
+        for number in 0..threads {
+            let queue = jobs.0.clone();
+            thread::Builder::new().name(format!("unibus-{name}-{number}")).spawn(move || queue.serve())?;
+        }
+        Ok(jobs)
+    }
+
+    fn send(&self, job: Job) {
+        self.0.lock().jobs.push_back(job);
+        self.0.ready.notify_one();
+    }
+}
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.ready.notify_all();
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self) {
+        while let Some(job) = self.next() {
+            job();
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut waiting = self.lock();
+        loop {
+            let job = waiting.jobs.pop_front();
+            if job.is_some() || waiting.closed {
+                return job;
+            }
+            waiting = self.ready.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
 impl FileDisk {
     /// Starts the I/O threads; they end with the last clone of the disk and its files.
     pub fn start() -> io::Result<Self> {
-        let (jobs, queue) = mpsc::channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
-        for number in 0..THREADS {
-            let queue = queue.clone();
-            thread::Builder::new().name(format!("unibus-io-{number}")).spawn(move || serve(&queue))?;
-        }
-        Ok(Self { jobs })
+        Ok(Self { jobs: Jobs::start("io", THREADS)?, synced: Jobs::start("log", 1)? })
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-        let (done, result) = oneshot::channel();
-        let gone = || io::Error::other("the I/O threads have ended");
-        // The caller may have stopped waiting; the work is done all the same.
-        self.jobs.send(Box::new(move || drop(done.send(work())))).map_err(|_| gone())?;
-        result.await.map_err(|_| gone())?
+        run(&self.jobs, work).await
     }
 
     async fn at<T: Send + 'static>(
@@ -57,14 +116,11 @@ impl FileDisk {
     }
 }
 
-fn serve(queue: &Mutex<mpsc::Receiver<Job>>) {
-    loop {
-        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        match job {
-            Ok(job) => job(),
-            Err(_) => return,
-        }
-    }
+async fn run<T: Send + 'static>(jobs: &Jobs, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (done, result) = oneshot::channel();
+    // The caller may have stopped waiting; the work is done all the same.
+    jobs.send(Box::new(move || drop(done.send(work()))));
+    result.await.map_err(|_| io::Error::other("the I/O thread has ended"))?
 }
 
 /// Held while a directory is in use by this process.
@@ -79,7 +135,7 @@ impl Disk for FileDisk {
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<OpenedFile> {
         let file = self.at(path, move |path| options(mode).open(path)).await?;
-        Ok(OpenedFile { file: Arc::new(file), disk: self.clone() })
+        Ok(OpenedFile { file: Arc::new(file), direct: Arc::default(), disk: self.clone() })
     }
 
     async fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -157,6 +213,7 @@ fn options(mode: OpenMode) -> OpenOptions {
 #[derive(Clone)]
 pub struct OpenedFile {
     file: Arc<File>,
+    direct: Arc<Direct>,
     disk: FileDisk,
 }
 
@@ -176,9 +233,12 @@ impl DiskFile for OpenedFile {
     }
 
     async fn write_at_sync(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
-        self.run(move |file| {
-            write_all(file, offset, &parts)?;
-            Ok(rustix::fs::fdatasync(file)?)
+        let (file, direct) = (self.file.clone(), self.direct.clone());
+        run(&self.disk.synced, move || {
+            if !direct.write(&file, offset, &parts)? {
+                write_all(&file, offset, &parts)?;
+            }
+            Ok(rustix::fs::fdatasync(&*file)?)
         })
         .await
     }
@@ -258,6 +318,23 @@ mod tests {
         file.writeback(0, 12_005).await.expect("a hint");
         file.allocate(20_000).await.expect("reserved");
         assert_eq!(file.len().await.expect("length"), 20_000);
+    }
+
+    #[tokio::test]
+    async fn synced_writes_of_any_size_are_read_back() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = FileDisk::start().expect("threads");
+        let file = disk.open(&dir.path().join("f"), OpenMode::CreateNew).await.expect("created");
+        file.allocate(8 << 20).await.expect("reserved");
+        let mut model = vec![0; 8 << 20];
+        // Whole sectors, several pieces, then what no disk writes directly.
+        for (offset, bytes) in [(0, 512), (512, 4096 + 512), (1 << 20, (2 << 20) + 1536), (700, 100), (1024, 1)] {
+            let parts: Vec<Bytes> =
+                (0..bytes).map(|n| n as u8).collect::<Vec<_>>().chunks(700).map(Bytes::copy_from_slice).collect();
+            file.write_at_sync(offset as u64, parts.clone()).await.expect("written");
+            model[offset..offset + bytes].copy_from_slice(&parts.concat());
+            assert!(file.read_at(0, model.len()).await.expect("read") == model, "after {bytes} bytes at {offset}");
+        }
     }
 
     #[tokio::test]

@@ -1,7 +1,9 @@
 //! The production environment: tokio, QUIC, files on I/O threads, the system's clock and randomness.
 #![allow(clippy::disallowed_methods)] // This is where production's time and threads come from.
 
+mod direct;
 mod disk;
+mod runtime;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,6 +12,7 @@ use unibus_raft_store::env::{Clock, Env, Rng};
 use unibus_raft_store::tree::SledTrees;
 
 pub use disk::{FileDisk, FileLock, OpenedFile};
+pub use runtime::{NodeRuntime, align_ticks};
 
 use crate::peer::quic::QuicNet;
 
@@ -30,7 +33,7 @@ impl ProductionEnv {
 }
 
 impl Env for ProductionEnv {
-    type Rt = openraft_rt_tokio::TokioRuntime;
+    type Rt = NodeRuntime;
     type Net = QuicNet;
     type Disk = FileDisk;
     type Trees = SledTrees;

@@ -32,7 +32,17 @@ pub struct FrameDecoder {
 impl FrameDecoder {
     /// Takes the next chunk of the stream.
     pub fn push(&mut self, chunk: &[u8]) {
+        if let Some(missing) = self.missing() {
+            self.buffer.reserve(missing.max(chunk.len()));
+        }
         self.buffer.extend_from_slice(chunk);
+    }
+
+    /// Bytes that the frame that was begun still lacks, so that a large one is moved once and not at each
+    /// doubling.
+    fn missing(&self) -> Option<usize> {
+        let length = u32::from_be_bytes(*self.buffer.first_chunk::<PREFIX_BYTES>()?) as usize;
+        (length <= PEER_FRAME_BYTES_MAX).then(|| (PREFIX_BYTES + length).saturating_sub(self.buffer.len()))
     }
 
     /// The next whole frame, if it is there.

@@ -16,7 +16,7 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, NodeId};
-use unibus_proto::limits::{BATCH_MESSAGES_MAX, BATCHES_IN_FLIGHT, ENTRY_BYTES_TARGET, IN_FLIGHT_BYTES_MAX};
+use unibus_proto::limits::{BATCHES_IN_FLIGHT, ENTRY_BYTES_TARGET, ENTRY_MESSAGES_MAX, IN_FLIGHT_BYTES_MAX};
 use unibus_proto::log::{self, PublishBatch, PublishGroup, proposal::Command, reply::Reply};
 use unibus_proto::v1::PublishOutcome;
 use unibus_raft_store::Group;
@@ -114,7 +114,7 @@ fn next_batch(queue: &mut VecDeque<Waiting>) -> Vec<Waiting> {
     while let Some(next) = queue.front() {
         bytes += next.bytes;
         messages += next.group.messages.len();
-        if !batch.is_empty() && (bytes > ENTRY_BYTES_TARGET || messages > BATCH_MESSAGES_MAX) {
+        if !batch.is_empty() && (bytes > ENTRY_BYTES_TARGET || messages > ENTRY_MESSAGES_MAX) {
             break;
         }
         batch.extend(queue.pop_front());
@@ -128,7 +128,7 @@ fn is_full(queue: &VecDeque<Waiting>) -> bool {
     queue.iter().any(|waiting| {
         bytes += waiting.bytes;
         messages += waiting.group.messages.len();
-        bytes >= ENTRY_BYTES_TARGET || messages >= BATCH_MESSAGES_MAX
+        bytes >= ENTRY_BYTES_TARGET || messages >= ENTRY_MESSAGES_MAX
     })
 }
 
@@ -212,10 +212,10 @@ mod tests {
 
     #[test]
     fn a_batch_takes_what_fits_and_at_least_one_group() {
-        let mut queue: VecDeque<_> = (0..5).map(|_| waiting(100, 1).0).collect();
+        let mut queue: VecDeque<_> = (0..5).map(|_| waiting(ENTRY_MESSAGES_MAX * 2 / 5, 1).0).collect();
         assert!(is_full(&queue));
-        assert_eq!(next_batch(&mut queue).len(), 2, "a third would be message 300");
-        let mut queue: VecDeque<_> = [waiting(1, 1 << 20).0, waiting(1, 1).0].into();
+        assert_eq!(next_batch(&mut queue).len(), 2, "a third would be too many messages");
+        let mut queue: VecDeque<_> = [waiting(1, ENTRY_BYTES_TARGET + 1).0, waiting(1, 1).0].into();
         assert_eq!(next_batch(&mut queue).len(), 1, "one larger than the target goes alone");
         assert!(!is_full(&queue));
         assert_eq!(next_batch(&mut queue).len(), 1);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use unibus_proto::code::{Outcome, Retry};
-use unibus_proto::limits::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, ENTRY_BYTES_TARGET};
+use unibus_proto::limits::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, REQUEST_BYTES_TARGET};
 use unibus_proto::position::Sequence;
 use unibus_proto::v1::publish_outcome::Outcome as Became;
 use unibus_proto::v1::{OutgoingMessage, PublishResponse, Reject};
@@ -112,13 +112,13 @@ impl Window {
         while end < self.end() && waiting(&end) {
             let size = self.slots[(end - self.first) as usize].push.size;
             let full = (end - start) as usize == BATCH_MESSAGES_MAX;
-            if full || (end > start && (bytes >= ENTRY_BYTES_TARGET || bytes + size > BATCH_BYTES_MAX)) {
+            if full || (end > start && (bytes >= REQUEST_BYTES_TARGET || bytes + size > BATCH_BYTES_MAX)) {
                 return (start, end, true);
             }
             bytes += size;
             end += 1;
         }
-        (start, end, bytes >= ENTRY_BYTES_TARGET || (end - start) as usize == BATCH_MESSAGES_MAX)
+        (start, end, bytes >= REQUEST_BYTES_TARGET || (end - start) as usize == BATCH_MESSAGES_MAX)
     }
 
     /// The next request, if there is one; with `only_full`, only when it is full.

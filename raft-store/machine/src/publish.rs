@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use bytes::Bytes;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{DeviceId, Handle, ProducerId, RoomId};
 use unibus_proto::limits::{
@@ -20,7 +19,7 @@ use unibus_proto::limits::{
 use unibus_proto::log::{GroupOutcome, PublishBatch, PublishGroup, PublishReply};
 use unibus_proto::row::{MemberRow, RoomRow};
 use unibus_proto::v1::publish_outcome::Outcome;
-use unibus_proto::v1::{Header, OutgoingMessage, PublishOutcome, Reject, RoomRole, Stored, StoredMessage, delivery};
+use unibus_proto::v1::{Header, OutgoingMessage, PublishOutcome, Reject, RoomRole, Stored};
 
 use crate::answers::Known;
 use crate::fields::{invalid, parse, reject, require, room_not_found};
@@ -30,7 +29,7 @@ use crate::producer::{self, Producer};
 use crate::retention;
 use crate::rows::{self, Rows};
 use crate::step::{Answer, Step};
-use crate::timeline::Appender;
+use crate::timeline::{Appender, Sender};
 
 pub(crate) fn batch<R: Rows>(step: &mut Step<'_, R>, batch: PublishBatch) -> Result<Answer, Reject> {
     let mut groups = vec![GroupOutcome::default(); batch.groups.len()];
@@ -95,6 +94,7 @@ struct Publishing<'a> {
     /// Why the sender may not publish.
     denied: Option<Reject>,
     producer: &'a mut Producer,
+    sender: Sender,
     appender: Appender,
     outcomes: Vec<PublishOutcome>,
 }
@@ -104,8 +104,6 @@ struct Ids {
     user: Handle,
     device: DeviceId,
     producer: ProducerId,
-    device_bytes: Bytes,
-    producer_bytes: Bytes,
 }
 
 impl Ids {
@@ -121,8 +119,6 @@ impl Ids {
             user: parse(&group.user)?,
             device: DeviceId::from_bytes(&group.device_id).map_err(invalid)?,
             producer: ProducerId::from_bytes(&group.producer_id).map_err(invalid)?,
-            device_bytes: group.device_id.clone(),
-            producer_bytes: group.producer_id.clone(),
         })
     }
 }
@@ -144,7 +140,9 @@ impl<'a> Publishing<'a> {
             Entry::Vacant(place) => place.insert(load_or_open(step, &ids, group, denied.as_ref())?),
         };
         check_owner(producer, &ids, denied.as_ref())?;
-        Ok(Self { ids, room, denied, producer, appender: Appender::default(), outcomes: Vec::new() })
+        let sender = Sender::new(ids.user.as_str(), &group.device_id, &group.producer_id);
+        let appender = Appender::for_messages(&sender, &group.messages);
+        Ok(Self { ids, room, denied, producer, sender, appender, outcomes: Vec::new() })
     }
 
     fn run<R: Rows>(
@@ -177,15 +175,7 @@ impl<'a> Publishing<'a> {
             self.producer.refused(step.rows, &reject.code, digest);
             return Outcome::Reject(reject);
         }
-        let entry = delivery::Entry::Message(StoredMessage {
-            user: self.ids.user.as_str().into(),
-            device_id: self.ids.device_bytes.clone(),
-            producer_id: self.ids.producer_bytes.clone(),
-            number,
-            headers: message.headers,
-            body: message.body,
-        });
-        let sequence = self.appender.push(&mut self.room.row, step.now(), entry);
+        let sequence = self.appender.push_message(&mut self.room.row, step.now(), &self.sender, number, message);
         self.producer.stored(step.rows, sequence, digest);
         Outcome::Stored(Stored { first_sequence: sequence.0 })
     }

@@ -7,13 +7,11 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use openraft::error::{RPCError, Unreachable};
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
-use prost::Message;
 use tokio::sync::mpsc;
 use unibus_proto::peer;
-use unibus_proto::peer::raft_request::Request;
 
 use super::control::response;
-use super::message::{decode_stream_result, encode_append};
+use super::message::{append_frame, decode_stream_result};
 use super::{RpcResult, WINDOW};
 use crate::env::{AsyncRuntime, Duplex, Env, FrameRx, FrameTx, Net, NetError, spawn};
 use crate::stream::decode;
@@ -98,8 +96,8 @@ where
     async fn send(&mut self, request: &AppendEntriesRequest<TypeConfig<E>>) -> Result<(), NetError> {
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         self.in_flight.push_back((request.prev_log_id, last));
-        let frame = peer::RaftRequest { request: Some(Request::Append(encode_append(request))) }.encode_to_vec();
-        let sent = crate::env::timeout::<E, _>(self.progress, self.tx.send(vec![frame.into()])).await;
+        let frame = append_frame::<E>(request);
+        let sent = crate::env::timeout::<E, _>(self.progress, self.tx.send(frame)).await;
         sent.unwrap_or_else(|| Err(NetError::Closed("the peer takes nothing".into())))
     }
 

@@ -1,9 +1,12 @@
 //! openraft's requests and responses as messages of the peer protocol, and back.
 
+use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult, TransferLeaderError,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use unibus_proto::peer::append_response::Result as Outcome;
 use unibus_proto::peer::raft_response::Response;
 use unibus_proto::{id::NodeId, peer};
@@ -12,9 +15,86 @@ use crate::codec::{
     CodecError, decode_entry, decode_log_id, decode_vote, encode_entry, encode_log_id, encode_vote, required,
 };
 use crate::env::Env;
-use crate::types::{LogId, TypeConfig};
+use crate::types::{Entry, LogId, Payload, TypeConfig};
 
 type C<E> = TypeConfig<E>;
+
+/// A payload that is shorter is copied into the frame: a part of its own costs more.
+const SHARED_BYTES_MIN: usize = 1024;
+/// Field numbers of `peer.proto`, for the one message that is not left to prost.
+const APPEND_IN_REQUEST: u32 = 1;
+const ENTRIES_IN_APPEND: u32 = 3;
+const LOG_ID_IN_ENTRY: u32 = 1;
+const NORMAL_IN_ENTRY: u32 = 3;
+
+/// The frame of an append, byte for byte what prost makes of it; large proposals stay where they are, as
+/// parts of their own.
+pub fn append_frame<E: Env>(rpc: &AppendEntriesRequest<C<E>>) -> Vec<Bytes> {
+    let (vote, previous) = (Some(encode_vote(&rpc.vote)), rpc.prev_log_id.as_ref().map(encode_log_id));
+    let opening = peer::AppendRequest { vote, previous, ..peer::AppendRequest::default() };
+    let committed = rpc.leader_commit.as_ref().map(encode_log_id);
+    let closing = peer::AppendRequest { committed, ..peer::AppendRequest::default() };
+    let lengths: Vec<usize> = rpc.entries.iter().map(entry_bytes).collect();
+    let entries: usize = lengths.iter().map(|length| field_bytes(ENTRIES_IN_APPEND, *length)).sum();
+    let mut frame = Parts::default();
+    frame.field(APPEND_IN_REQUEST, opening.encoded_len() + entries + closing.encoded_len());
+    opening.encode_raw(&mut frame.open);
+    for (entry, length) in rpc.entries.iter().zip(lengths) {
+        frame.field(ENTRIES_IN_APPEND, length);
+        frame.entry(entry);
+    }
+    closing.encode_raw(&mut frame.open);
+    frame.finish()
+}
+
+fn entry_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
+        Payload::Normal(proposal) => {
+            field_bytes(LOG_ID_IN_ENTRY, encode_log_id(&entry.log_id).encoded_len())
+                + field_bytes(NORMAL_IN_ENTRY, proposal.0.len())
+        }
+        Payload::Blank | Payload::Membership(_) => encode_entry(entry).encoded_len(),
+    }
+}
+
+/// Bytes of a length-delimited field with its key and length.
+fn field_bytes(number: u32, length: usize) -> usize {
+    key_len(number) + encoded_len_varint(length as u64) + length
+}
+
+/// A frame while it is put together.
+#[derive(Default)]
+struct Parts {
+    closed: Vec<Bytes>,
+    open: BytesMut,
+}
+
+impl Parts {
+    fn field(&mut self, number: u32, length: usize) {
+        encode_key(number, WireType::LengthDelimited, &mut self.open);
+        encode_varint(length as u64, &mut self.open);
+    }
+
+    fn entry(&mut self, entry: &Entry) {
+        let Payload::Normal(proposal) = &entry.payload else { return encode_entry(entry).encode_raw(&mut self.open) };
+        let log_id = encode_log_id(&entry.log_id);
+        self.field(LOG_ID_IN_ENTRY, log_id.encoded_len());
+        log_id.encode_raw(&mut self.open);
+        self.field(NORMAL_IN_ENTRY, proposal.0.len());
+        if proposal.0.len() < SHARED_BYTES_MIN {
+            return self.open.put_slice(&proposal.0);
+        }
+        self.closed.push(self.open.split().freeze());
+        self.closed.push(proposal.0.clone());
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        if !self.open.is_empty() {
+            self.closed.push(self.open.freeze());
+        }
+        self.closed
+    }
+}
 
 pub fn encode_append<E: Env>(rpc: &AppendEntriesRequest<C<E>>) -> peer::AppendRequest {
     peer::AppendRequest {
@@ -151,3 +231,7 @@ pub fn decode_transfer_response<E: Env>(
 fn other(expected: &str) -> String {
     format!("a response of another kind, expected one to {expected}")
 }
+
+#[cfg(test)]
+#[path = "message_tests.rs"]
+mod tests;

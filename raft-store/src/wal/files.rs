@@ -129,7 +129,7 @@ impl<E: Env> FileSet<E> {
         let path = self.path(&file_name(generation));
         let name = {
             let mut spares = lock(&self.spares);
-            let wanted = normal && spares.ready.len() < self.shared.config.spare_files;
+            let wanted = normal && spares.ready.len() < self.shared.config.kept_files;
             wanted.then(|| spares.new_name())
         };
         match &name {
@@ -186,7 +186,8 @@ async fn fill_pool<E: Env>(
                 return Ok(());
             }
             let length = (bytes - offset).min(FILL_BYTES as u64) as usize;
-            file.write_at_sync(offset, vec![Bytes::from_static(&ZEROS[..length])]).await?;
+            file.write_at(offset, vec![Bytes::from_static(&ZEROS[..length])]).await?;
+            file.sync_data().await?;
         }
         env.disk().rename(&unfinished, &dir.join(&name)).await?;
         env.disk().sync_dir(&dir).await?;

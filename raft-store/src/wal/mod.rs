@@ -50,6 +50,9 @@ pub struct WalConfig {
     pub tail_bytes: usize,
     /// Zero-filled files kept ready.
     pub spare_files: usize,
+    /// Files kept for use again when all groups have purged past them: as many as go back at once, or the
+    /// next ones would have to be allocated under load.
+    pub kept_files: usize,
     /// When nothing was written for so long, an empty frame covers the last one with its watermark.
     pub cover_after: Duration,
 }
@@ -62,6 +65,7 @@ impl Default for WalConfig {
             round_bytes: 8 << 20,
             tail_bytes: 32 << 20,
             spare_files: 2,
+            kept_files: 8,
             cover_after: Duration::from_millis(5),
         }
     }

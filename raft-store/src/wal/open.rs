@@ -199,7 +199,7 @@ async fn tidy<E: Env>(env: &E, dir: &Path, found: Found, config: &WalConfig) -> 
     for name in found.spares {
         let path = dir.join(&name);
         let bytes = disk.open(&path, OpenMode::Write).await?.len().await?;
-        if bytes == config.file_bytes && kept.len() < config.spare_files {
+        if bytes == config.file_bytes && kept.len() < config.kept_files {
             kept.push(name);
         } else {
             disk.remove_file(&path).await?;
