@@ -322,6 +322,7 @@ fn node_file(plan: &Plan, host: &Host, node: &PlanNode, tuning: &Tuning) -> Node
         tls: TlsFiles::default(),
         timing: None,
         quic: tuning.initial_mtu.map(|initial_mtu| config::QuicSection { initial_mtu: Some(initial_mtu) }),
+        store: config::StoreSection::default(),
         cluster: ClusterSection {
             id: plan.cluster.to_string(),
             shards: plan.shards,

@@ -134,7 +134,7 @@ fn node_config(resolved: &Resolved, plan: Plan) -> NodeConfig {
         node: resolved.node,
         plan,
         data_dir: resolved.data_dir.clone(),
-        store: StoreConfig { raft, ..StoreConfig::default() },
+        store: StoreConfig { raft, ..resolved.store.clone() },
         version: env!("CARGO_PKG_VERSION").into(),
     }
 }

@@ -30,6 +30,9 @@ pub const NODE_KEYS: &[&str] = &[
     "timing.election_min_ms",
     "timing.election_max_ms",
     "quic.initial_mtu",
+    "store.wal_file_bytes",
+    "store.snapshot_log_bytes",
+    "store.segment_bytes",
     "cluster.id",
     "cluster.shards",
     "cluster.node[].id",
@@ -60,6 +63,8 @@ const OVERRIDABLE: &[&str] = &[
     "timing.election_min_ms",
     "timing.election_max_ms",
     "quic.initial_mtu",
+    "store.wal_file_bytes",
+    "store.snapshot_log_bytes",
 ];
 
 /// A value that a flag or a variable puts over the file: key and text.
