@@ -4,8 +4,8 @@
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
-use unibus_chaos::real::args::Power;
-use unibus_chaos::real::{doctor, power};
+use unibus_chaos::real::args::{Power, Real};
+use unibus_chaos::real::{away, doctor, power, tree};
 
 const HARNESS_ERROR: u8 = 3;
 const UNKNOWN: u8 = 2;
@@ -33,6 +33,24 @@ pub fn power(args: &Power) -> ExitCode {
             println!("{}", report.to_text());
         }
         Ok(report.exit_code())
+    })
+}
+
+/// `real`.
+pub fn real(scenario: &Real) -> ExitCode {
+    on_the_floor(async {
+        let (result, code) = match scenario {
+            Real::Away(args) => {
+                let report = away::run(&args.config()).await?;
+                (report.to_json(), report.exit_code())
+            }
+            Real::Tree(args) => {
+                let report = tree::run(&args.config()).await?;
+                (report.to_json(), report.exit_code())
+            }
+        };
+        println!("{result}");
+        Ok(code)
     })
 }
 

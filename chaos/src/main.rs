@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use unibus_chaos::plan::Plan;
-use unibus_chaos::real::args::{Power, parse_seed};
+use unibus_chaos::real::args::{Power, Real, parse_seed};
 use unibus_chaos::run::{self, Report};
 use unibus_chaos::scenario;
 use unibus_chaos::sim::trace::Stamp;
@@ -29,6 +29,9 @@ enum Command {
     Sim(Sim),
     /// Cuts the power of real nodes under load, round by round.
     Power(Power),
+    /// Plays a scripted scenario with real nodes; prints the result as JSON.
+    #[command(subcommand)]
+    Real(Real),
     /// Says whether this machine can cut the power of file systems.
     Doctor,
 }
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Sim(sim) => simulate(&sim),
         Command::Power(args) => live::power(&args),
+        Command::Real(scenario) => live::real(&scenario),
         Command::Doctor => live::doctor(),
     }
 }

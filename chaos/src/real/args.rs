@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
+use crate::real::away::AwayConfig;
 use crate::real::fault::Chances;
 use crate::real::floor::FloorConfig;
-use crate::real::load::LoadConfig;
+use crate::real::load::{LoadConfig, MIXED};
 use crate::real::power::PowerConfig;
+use crate::real::tree::TreeConfig;
 
 /// Parses a seed, decimal or 0x...
 pub fn parse_seed(text: &str) -> Result<u64, String> {
@@ -139,8 +141,92 @@ impl Power {
                 load_ms: self.for_each.as_millis() as u64,
             },
             start_max: self.start_max,
-            load: LoadConfig { writers: self.writers, rate: self.rate, body_bytes_max: self.body_max },
+            load: LoadConfig { writers: self.writers, rate: self.rate, body_bytes_max: self.body_max, depths: MIXED },
             floor,
+        }
+    }
+}
+
+/// Scripted scenarios on the same floor.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Real {
+    /// A follower is away while others purge what it lacks, and is killed while it catches up by snapshot.
+    Away(Away),
+    /// A node's tables are deleted, cut, flipped and replaced by an older copy between its lives.
+    Tree(Tree),
+}
+
+/// The follower that was away.
+#[derive(Args, Clone, Debug)]
+pub struct Away {
+    /// MiB that are published while it is away.
+    #[arg(long, default_value_t = 512)]
+    pub log_mib: u64,
+    /// How often it is killed while it catches up.
+    #[arg(long, default_value_t = 3)]
+    pub kills: u32,
+    /// How long publishing is measured before.
+    #[arg(long, value_parser = parse_duration, default_value = "10s")]
+    pub base_for: Duration,
+    /// Messages per second that are measured.
+    #[arg(long, default_value_t = 400)]
+    pub rate: u64,
+    /// While it catches up, p99 may be so many times that of before.
+    #[arg(long, default_value_t = 2.0)]
+    pub p99_factor: f64,
+    /// Decides the load (decimal or 0x...).
+    #[arg(long, value_parser = parse_seed, default_value = "1")]
+    pub seed: u64,
+    /// The nodes.
+    #[command(flatten)]
+    pub nodes: Nodes,
+}
+
+impl Away {
+    /// What this asks for.
+    pub fn config(&self) -> AwayConfig {
+        AwayConfig {
+            seed: self.seed,
+            log_bytes: self.log_mib << 20,
+            kills: self.kills,
+            base_for: self.base_for,
+            rate: self.rate,
+            p99_factor_max: self.p99_factor,
+            floor: self.nodes.floor(),
+        }
+    }
+}
+
+/// The damaged tables.
+#[derive(Args, Clone, Debug)]
+pub struct Tree {
+    /// Directories of tables begin so, within a group's directory.
+    #[arg(long, default_value = "tree-")]
+    pub tree: String,
+    /// What the node's log has to say.
+    #[arg(long, default_value = "tables are discarded")]
+    pub said: String,
+    /// Load before each damage.
+    #[arg(long, value_parser = parse_duration, default_value = "4s")]
+    pub for_each: Duration,
+    /// Decides load and damage (decimal or 0x...).
+    #[arg(long, value_parser = parse_seed, default_value = "1")]
+    pub seed: u64,
+    /// The nodes.
+    #[command(flatten)]
+    pub nodes: Nodes,
+}
+
+impl Tree {
+    /// What this asks for.
+    pub fn config(&self) -> TreeConfig {
+        TreeConfig {
+            seed: self.seed,
+            prefix: self.tree.clone(),
+            said: self.said.clone(),
+            load_for: self.for_each,
+            load: LoadConfig { writers: 8, rate: 1_500, body_bytes_max: 16_384, depths: MIXED },
+            floor: self.nodes.floor(),
         }
     }
 }

@@ -76,10 +76,7 @@ impl Doing {
             Deed::Kill => {
                 self.look_at(at, node);
                 node.process.kill().await;
-                self.slots[at].state = State::Down;
-                if let Some(starting) = self.slots[at].starting.take() {
-                    starting.abort();
-                }
+                self.gave_up(at);
             }
             Deed::Start => self.start(at, node, watcher).await?,
             Deed::Pause => {
@@ -167,7 +164,16 @@ impl Doing {
         }
     }
 
-    fn broken(&mut self, invariant: &'static str, what: String) {
+    /// Node `at` ended by itself, and that is all right.
+    pub fn gave_up(&mut self, at: usize) {
+        self.slots[at].state = State::Down;
+        if let Some(starting) = self.slots[at].starting.take() {
+            starting.abort();
+        }
+    }
+
+    /// Notes that a promise is broken.
+    pub fn broken(&mut self, invariant: &'static str, what: String) {
         self.violations.push(Violation { invariant, what });
     }
 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use unibus_client::proto::files::Identity;
 use unibus_client::{Client, ClientConfig, TokioPlatform};
-use unibus_proto::id::NodeId;
+use unibus_proto::id::{Handle, NodeId};
 use unibus_proto::v1::DeviceKind;
 
 use crate::real::disk::LoopDisk;
@@ -196,7 +196,7 @@ fn identity() -> Result<Identity, String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // Keys of a cluster that lives for minutes on loopback.
     let mut random = Random::stream(now.as_nanos() as u64, "identity", u64::from(std::process::id()));
-    let handle = HANDLE.parse().map_err(|error| format!("{error}"))?;
+    let handle: Handle = HANDLE.parse().map_err(|error| format!("{error}"))?;
     Ok(Identity::generate(handle, DeviceKind::Service, now.as_millis() as u64, |buffer| random.fill(buffer)))
 }
 

@@ -70,6 +70,13 @@ impl Watcher {
             .collect()
     }
 
+    /// Up to which index its log has been purged, by group.
+    pub async fn purged(&self) -> BTreeMap<GroupId, u64> {
+        let Ok(answer) = self.client.status(Some(&self.name)).await else { return BTreeMap::new() };
+        let own = answer.nodes.into_iter().filter(|node| node.node_id == self.node.0);
+        own.flat_map(|node| node.replicas).map(|replica| (GroupId(replica.group), replica.purged_index)).collect()
+    }
+
     /// Writes statuses into the history until dropped.
     pub fn sample(&self, recorder: &Recorder) -> Sampling {
         let (watcher, recorder) = (self.clone(), recorder.clone());
@@ -122,9 +129,9 @@ pub async fn converge(watchers: &[Watcher], recorder: &Recorder) -> Result<usize
         }
         if began.elapsed() > CONVERGE {
             let of = |replica: &&Status| format!("n{} {}", replica.node, replica.applied);
-            let groups = groups.iter().map(|(group, replicas)| {
-                format!("{group}: {}", replicas.iter().map(of).collect::<Vec<_>>().join(" "))
-            });
+            let groups = groups
+                .iter()
+                .map(|(group, replicas)| format!("{group}: {}", replicas.iter().map(of).collect::<Vec<_>>().join(" ")));
             let what = format!("replicas do not meet in {CONVERGE:?}: {}", groups.collect::<Vec<_>>().join("; "));
             return Err(Violation { invariant: "I14 liveness", what });
         }

@@ -19,8 +19,12 @@ use crate::history::Outcome;
 use crate::record::Recorder;
 use crate::sim::random::Random;
 
-/// Messages on their way of a writer that does not wait for each answer.
-const DEPTHS: [usize; 4] = [1, 64, 1, 16];
+/// Writers in turn: some wait for each answer, some have many messages on their way.
+pub const MIXED: &[usize] = &[1, 64, 1, 16];
+/// Each waits for its answer.
+pub const ONE_AT_A_TIME: &[usize] = &[1];
+/// Each has many messages on their way.
+pub const PIPELINED: &[usize] = &[64];
 const RETRY: Duration = Duration::from_millis(100);
 /// All answers are there so long after the last fault has ended.
 const SETTLE: Duration = Duration::from_secs(100);
@@ -46,6 +50,8 @@ pub struct LoadConfig {
     pub rate: u64,
     /// The largest body; most are small.
     pub body_bytes_max: u64,
+    /// How many messages the writers have on their way, in turn.
+    pub depths: &'static [usize],
 }
 
 /// The writers, at rest between [`Load::stop`] and [`Load::start`].
@@ -69,6 +75,7 @@ impl Load {
             random: Random::stream(seed, "writer", number),
             pause,
             body_bytes_max: config.body_bytes_max,
+            depth: config.depths[number as usize % config.depths.len()],
             publishers: BTreeMap::new(),
             waiting: VecDeque::new(),
             sent: 0,
@@ -112,6 +119,7 @@ struct Writer {
     random: Random,
     pause: Duration,
     body_bytes_max: u64,
+    depth: usize,
     publishers: BTreeMap<RoomId, Publisher>,
     waiting: VecDeque<(usize, RoomId, Receipt)>,
     sent: u64,
@@ -120,7 +128,7 @@ struct Writer {
 
 impl Writer {
     async fn run(mut self, recorder: Recorder, stop: Arc<AtomicBool>) -> Self {
-        let depth = DEPTHS[self.number as usize % DEPTHS.len()];
+        let depth = self.depth;
         let mut due = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             // Some at once, then the pause for all of them.

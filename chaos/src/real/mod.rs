@@ -1,8 +1,8 @@
 //! Real processes on loopback, each with its data on a file system of its own whose power can be cut.
 //!
-//! [`floor`] is what all scenarios stand on: [`disk`] and [`process`] make a node, [`load`] publishes
-//! through the SDK, [`reading`] reads back through each node, [`inspect`] compares what the nodes hold.
-//! [`power`] cuts power round by round; [`away`] and [`tree`] are scripted. What was seen goes into the
+//! A [`stage`] is a cluster on a [`floor`]: [`disk`] and [`process`] make a node, [`deeds`] are done to it,
+//! [`load`] publishes through the SDK, [`reading`] reads back through each node, [`inspect`] compares what
+//! they hold. [`power`] cuts power round by round, as [`fault`] draws it; [`away`] and [`tree`] are scripted. What was seen goes into the
 //! same history as that of the simulator and is judged by the same [`invariants`](crate::invariants).
 #![allow(
     clippy::disallowed_methods,
@@ -11,6 +11,7 @@
 )]
 
 pub mod args;
+pub mod away;
 pub mod deeds;
 pub mod disk;
 pub mod doctor;
@@ -22,3 +23,5 @@ pub mod power;
 pub mod process;
 pub mod reading;
 pub mod report;
+pub mod stage;
+pub mod tree;

@@ -22,8 +22,6 @@ pub struct PowerReport {
     pub faults: BTreeMap<&'static str, u64>,
     /// Publishes acknowledged.
     pub acked: u64,
-    /// Of each room, for the runs that came to their end.
-    pub acked_by_room: Vec<usize>,
     /// Publishes whose outcome nobody knows.
     pub unknown: u64,
     /// Publishes that did not happen.
@@ -51,7 +49,6 @@ impl PowerReport {
             start_max: config.start_max,
             faults: BTreeMap::new(),
             acked: 0,
-            acked_by_room: Vec::new(),
             unknown: 0,
             refused: 0,
             read: 0,
