@@ -15,5 +15,6 @@ pub mod real;
 pub mod record;
 pub mod run;
 pub mod scenario;
+mod settle;
 pub mod sim;
 pub mod workload;
