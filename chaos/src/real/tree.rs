@@ -253,7 +253,11 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for path in children(from)? {
         let to = to.join(name(&path));
-        if path.is_dir() { copy(&path, &to)? } else { drop(fs::copy(&path, &to)?) }
+        if path.is_dir() {
+            copy(&path, &to)?;
+        } else {
+            fs::copy(&path, &to)?;
+        }
     }
     Ok(())
 }
