@@ -31,6 +31,7 @@ pub const NODE_KEYS: &[&str] = &[
     "timing.election_max_ms",
     "quic.initial_mtu",
     "store.wal_file_bytes",
+    "store.checkpoint_log_bytes",
     "store.snapshot_log_bytes",
     "store.segment_bytes",
     "cluster.id",
@@ -64,6 +65,7 @@ const OVERRIDABLE: &[&str] = &[
     "timing.election_max_ms",
     "quic.initial_mtu",
     "store.wal_file_bytes",
+    "store.checkpoint_log_bytes",
     "store.snapshot_log_bytes",
 ];
 

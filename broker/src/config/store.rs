@@ -1,5 +1,5 @@
-//! `[store]`: sizes that are right as they are. They are there for tests that want snapshots, sealing
-//! and purge to be frequent, and for unusual disks.
+//! `[store]`: sizes that are right as they are. They are there for tests that want checkpoints,
+//! snapshots, sealing and purge to be frequent, and for unusual disks.
 
 use serde::{Deserialize, Serialize};
 use unibus_raft_store::StoreConfig;
@@ -17,6 +17,9 @@ pub struct StoreSection {
     /// Of a file of the write-ahead log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wal_file_bytes: Option<u64>,
+    /// Of log after which the tables of a group get a checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_log_bytes: Option<u64>,
     /// Of log after which a group gets a snapshot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_log_bytes: Option<u64>,
@@ -35,6 +38,7 @@ impl StoreSection {
     pub fn config(&self) -> Result<StoreConfig, ConfigError> {
         let sizes = [
             ("wal_file_bytes", self.wal_file_bytes),
+            ("checkpoint_log_bytes", self.checkpoint_log_bytes),
             ("snapshot_log_bytes", self.snapshot_log_bytes),
             ("segment_bytes", self.segment_bytes),
         ];
@@ -50,6 +54,7 @@ impl StoreSection {
         let defaults = StoreConfig::default();
         Ok(StoreConfig {
             wal: WalConfig { file_bytes: self.wal_file_bytes.unwrap_or(defaults.wal.file_bytes), ..defaults.wal },
+            checkpoint_log_bytes: self.checkpoint_log_bytes.unwrap_or(defaults.checkpoint_log_bytes),
             snapshot_log_bytes: self.snapshot_log_bytes.unwrap_or(defaults.snapshot_log_bytes),
             segment_bytes: self.segment_bytes.unwrap_or(defaults.segment_bytes),
             ..defaults

@@ -53,6 +53,9 @@ pub struct Nodes {
     /// Shard groups.
     #[arg(long, default_value_t = 3)]
     pub shards: u32,
+    /// A checkpoint of a group's tables after so many KiB of its log.
+    #[arg(long, default_value_t = 128)]
+    pub checkpoint_log_kib: u64,
     /// A snapshot after so many KiB of a group's log.
     #[arg(long, default_value_t = 512)]
     pub snapshot_log_kib: u64,
@@ -75,8 +78,9 @@ impl Nodes {
             shards: self.shards,
             disk_bytes: self.disk_mib << 20,
             settings: format!(
-                "\n[store]\nwal_file_bytes = {}\nsnapshot_log_bytes = {}\nsegment_bytes = {}\n",
+                "\n[store]\nwal_file_bytes = {}\ncheckpoint_log_bytes = {}\nsnapshot_log_bytes = {}\nsegment_bytes = {}\n",
                 self.wal_file_kib << 10,
+                self.checkpoint_log_kib << 10,
                 self.snapshot_log_kib << 10,
                 self.segment_kib << 10
             ),

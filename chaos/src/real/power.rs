@@ -119,6 +119,7 @@ impl Rounds {
         self.report.acked += count(|outcome| matches!(outcome, Outcome::Acked { .. }));
         self.report.unknown += count(|outcome| matches!(outcome, Outcome::Unknown));
         self.report.refused += count(|outcome| matches!(outcome, Outcome::Refused));
+        self.report.gaps.push(longest_gap(&round));
         self.whole.publishes.extend(round.publishes);
         self.whole.statuses.extend(round.statuses);
     }
@@ -137,6 +138,14 @@ impl Rounds {
         broken.extend(self.stage.compare_segments(true).await.err());
         Ok(broken)
     }
+}
+
+/// The longest time without an acknowledgement.
+fn longest_gap(round: &History) -> Duration {
+    let mut acked: Vec<u64> = round.acked().map(|(_, at, _)| at).collect();
+    acked.sort_unstable();
+    let gaps = acked.windows(2).map(|pair| pair[1] - pair[0]);
+    Duration::from_nanos(gaps.max().unwrap_or_default())
 }
 
 fn seconds(starts: &[Duration]) -> String {

@@ -30,6 +30,8 @@ pub struct PowerReport {
     pub read: u64,
     /// How long each start took.
     pub starts: Vec<Duration>,
+    /// The longest time without an acknowledgement, of each round.
+    pub gaps: Vec<Duration>,
     /// State hashes that were compared over all nodes at the end of rounds.
     pub hashes: u64,
     /// Sealed segments that are byte-equal on all nodes: files and bytes.
@@ -53,6 +55,7 @@ impl PowerReport {
             refused: 0,
             read: 0,
             starts: Vec::new(),
+            gaps: Vec::new(),
             hashes: 0,
             segments: (0, 0),
             violations: Vec::new(),
@@ -72,7 +75,8 @@ impl PowerReport {
 
     /// For programs.
     pub fn to_json(&self) -> Value {
-        let [p50, max] = self.starts_ms();
+        let [p50, max] = millis(&self.starts);
+        let [gap_p50, gap_max] = millis(&self.gaps);
         json!({
             "schema": "unibus.chaos.v1.power",
             "verdict": self.verdict(),
@@ -84,6 +88,7 @@ impl PowerReport {
             "refused": self.refused,
             "read": self.read,
             "starts": { "count": self.starts.len(), "p50_ms": p50, "max_ms": max },
+            "longest_without_acknowledgement": { "p50_ms": gap_p50, "max_ms": gap_max },
             "state_hashes_compared": self.hashes,
             "sealed_segments_equal": { "files": self.segments.0, "bytes": self.segments.1 },
             "violations": self.violations.iter().map(|(round, violation)| json!({
@@ -95,11 +100,12 @@ impl PowerReport {
 
     /// For people.
     pub fn to_text(&self) -> String {
-        let [p50, max] = self.starts_ms();
+        let [p50, max] = millis(&self.starts);
+        let [gap_p50, gap_max] = millis(&self.gaps);
         let faults: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         let mut text = format!(
             "power seed {:#x} {}: {} rounds ({}), {} acknowledged, {} unknown, {} refused, {} read back, {} starts p50 \
-             {p50} ms max {max} ms, {} state hashes and {} sealed segments ({} bytes) equal",
+             {p50} ms max {max} ms, longest without an acknowledgement p50 {gap_p50} ms max {gap_max} ms, {} state hashes and {} sealed segments ({} bytes) equal",
             self.seed,
             self.verdict(),
             self.rounds,
@@ -125,13 +131,14 @@ impl PowerReport {
     fn verdict(&self) -> &'static str {
         ["passed", "FAILED", "unknown: too little happened"][usize::from(self.exit_code())]
     }
+}
 
-    fn starts_ms(&self) -> [u128; 2] {
-        let mut starts = self.starts.clone();
-        starts.sort_unstable();
-        let at = |index: usize| starts.get(index).map_or(0, Duration::as_millis);
-        [at(starts.len() / 2), at(starts.len().saturating_sub(1))]
-    }
+/// The middle one and the longest, in milliseconds.
+fn millis(durations: &[Duration]) -> [u128; 2] {
+    let mut sorted = durations.to_vec();
+    sorted.sort_unstable();
+    let at = |index: usize| sorted.get(index).map_or(0, Duration::as_millis);
+    [at(sorted.len() / 2), at(sorted.len().saturating_sub(1))]
 }
 
 #[cfg(test)]
@@ -150,10 +157,8 @@ mod tests {
     }
 
     #[test]
-    fn starts_are_summed_up() {
-        let starts = [3, 1, 2].map(Duration::from_secs).to_vec();
-        let config = crate::real::args::Power::for_tests().config();
-        let report = PowerReport { starts, ..PowerReport::new(&config) };
-        assert_eq!(report.starts_ms(), [2_000, 3_000]);
+    fn durations_are_summed_up() {
+        assert_eq!(millis(&[3, 1, 2].map(Duration::from_secs)), [2_000, 3_000]);
+        assert_eq!(millis(&[]), [0, 0]);
     }
 }
