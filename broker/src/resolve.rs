@@ -12,6 +12,7 @@ use ed25519_dalek::SigningKey;
 use rustls_pki_types::CertificateDer;
 use unibus_proto::id::NodeId;
 use unibus_proto::v1::ConfigValue;
+use unibus_raft_store::StoreConfig;
 
 use crate::certs::{self, PeerName};
 use crate::config::{self, NodeFile};
@@ -47,6 +48,8 @@ pub struct Resolved {
     pub timing: Option<[std::time::Duration; 3]>,
     /// Bytes of the first datagrams.
     pub initial_mtu: Option<u16>,
+    /// What the store is opened with; directory and timing follow.
+    pub store: StoreConfig,
     /// When each certificate expires, in seconds since the Unix epoch.
     pub certificates_expire: Vec<(&'static str, i64)>,
     /// Every key of the configuration with its origin, for those who ask the node; left to the caller.
@@ -65,6 +68,7 @@ pub fn resolve(path: &Path, file: &NodeFile) -> Result<Resolved, Vec<String>> {
         problems.add(format!("listen.admin: found {address}, expected a loopback address: it has no access control"));
     }
     let timing = problems.take(file.timing());
+    let store = problems.take(file.store.config());
     problems.take(log_format(file));
     let tls = &file.tls;
     let peer_tls = problems.take(Material::load(&at(&tls.peer_cert), &at(&tls.peer_key), &at(&tls.peer_ca)));
@@ -101,6 +105,7 @@ pub fn resolve(path: &Path, file: &NodeFile) -> Result<Resolved, Vec<String>> {
             sign_key: sign_key?,
             timing: timing?,
             initial_mtu: file.quic.as_ref().and_then(|quic| quic.initial_mtu),
+            store: store?,
             certificates_expire,
             effective: Vec::new(),
         })

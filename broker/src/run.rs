@@ -137,7 +137,7 @@ fn node_config(resolved: &Resolved, plan: Plan) -> NodeConfig {
         plan,
         join: resolved.join,
         data_dir: resolved.data_dir.clone(),
-        store: StoreConfig { raft, ..StoreConfig::default() },
+        store: StoreConfig { raft, ..resolved.store.clone() },
         version: env!("CARGO_PKG_VERSION").into(),
     }
 }

@@ -3,6 +3,7 @@
 pub mod acked_durable;
 pub mod monotonic_reads;
 pub mod no_phantom;
+pub mod producer_order;
 pub mod raft_safety;
 pub mod real_time;
 pub mod replicas_agree;
@@ -31,11 +32,12 @@ impl fmt::Display for Violation {
 pub type Check = fn(&History) -> Result<(), Violation>;
 
 /// Every checker.
-pub const ALL: [Check; 7] = [
+pub const ALL: [Check; 8] = [
     acked_durable::check,
     total_order::check,
     real_time::check,
     no_phantom::check,
+    producer_order::check,
     monotonic_reads::check,
     replicas_agree::check,
     raft_safety::check,

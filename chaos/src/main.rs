@@ -1,7 +1,8 @@
-//! `unibus-chaos`: runs seeds and judges them.
+//! `unibus-chaos`: runs seeds, or real processes, and judges them.
 //!
 //! Exit codes: 0 pass, 1 a promise is broken, 2 unknown (the run proves nothing), 3 harness error.
 
+mod live;
 mod sweep;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use unibus_chaos::plan::Plan;
+use unibus_chaos::real::args::{Power, Real, parse_seed};
 use unibus_chaos::run::{self, Report};
 use unibus_chaos::scenario;
 use unibus_chaos::sim::trace::Stamp;
@@ -25,6 +27,13 @@ struct Cli {
 enum Command {
     /// Runs simulations: the real broker and the real SDK in virtual time.
     Sim(Sim),
+    /// Cuts the power of real nodes under load, round by round.
+    Power(Power),
+    /// Plays a scripted scenario with real nodes; prints the result as JSON.
+    #[command(subcommand)]
+    Real(Real),
+    /// Says whether this machine can cut the power of file systems.
+    Doctor,
 }
 
 #[derive(Args, Clone)]
@@ -106,16 +115,16 @@ impl Mutant {
     }
 }
 
-fn parse_seed(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|error| format!("{text:?} is no seed: {error}"))
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Sim(sim) => simulate(&sim),
+        Command::Power(args) => live::power(&args),
+        Command::Real(scenario) => live::real(&scenario),
+        Command::Doctor => live::doctor(),
+    }
 }
 
-fn main() -> ExitCode {
-    let Command::Sim(sim) = Cli::parse().command;
+fn simulate(sim: &Sim) -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_timer(VirtualTime)
@@ -123,8 +132,8 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     match sim.seed {
-        Some(seed) => one(seed, &sim),
-        None => sweep::run(&sim),
+        Some(seed) => one(seed, sim),
+        None => sweep::run(sim),
     }
 }
 

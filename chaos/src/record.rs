@@ -1,6 +1,7 @@
-//! Writing the history while the run goes on.
+//! Writing the history while the run goes on, simulated or real.
 
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use prost::Message;
 use unibus_client::Item;
@@ -14,14 +15,35 @@ use crate::sim::runtime::Handle;
 /// The history in the making. Clones share it.
 #[derive(Clone)]
 pub struct Recorder {
-    handle: Handle,
+    source: Source,
     history: Arc<Mutex<History>>,
+}
+
+/// Where times come from.
+#[derive(Clone)]
+enum Source {
+    Simulation(Handle),
+    Process(Instant),
 }
 
 impl Recorder {
     /// An empty history of the running simulation.
     pub fn new() -> Self {
-        Self { handle: Handle::current(), history: Arc::default() }
+        Self { source: Source::Simulation(Handle::current()), history: Arc::default() }
+    }
+
+    /// An empty history of real processes.
+    #[allow(clippy::disallowed_methods, reason = "outside the simulation")]
+    pub fn of_processes() -> Self {
+        Self { source: Source::Process(Instant::now()), history: Arc::default() }
+    }
+
+    /// Now.
+    pub fn now_nanos(&self) -> u64 {
+        match &self.source {
+            Source::Simulation(handle) => handle.now_nanos(),
+            Source::Process(began) => began.elapsed().as_nanos() as u64,
+        }
     }
 
     /// The history so far.
@@ -31,7 +53,7 @@ impl Recorder {
 
     /// A client calls the SDK; answers the number of the publish.
     pub fn begin(&self, room: RoomId, producer: ProducerId, body: &[u8]) -> usize {
-        let began = self.handle.now_nanos();
+        let began = self.now_nanos();
         let publish = Publish { room, body: hash_bytes(body), producer, began, outcome: Outcome::Unknown };
         let mut history = self.history();
         history.publishes.push(publish);
@@ -48,8 +70,8 @@ impl Recorder {
 
     /// The SDK answered.
     pub fn end(&self, number: usize, outcome: Outcome) {
-        if let Outcome::Acked { sequence, .. } = outcome {
-            self.handle.note(&format!("ack {number} as sequence {sequence}"));
+        if let (Outcome::Acked { sequence, .. }, Source::Simulation(handle)) = (outcome, &self.source) {
+            handle.note(&format!("ack {number} as sequence {sequence}"));
         }
         self.history().publishes[number].outcome = outcome;
     }
@@ -86,7 +108,8 @@ fn roster_entry(sequence: u64, event: Option<&Signed>) -> Entry {
     Entry { sequence, id: EntryId::Roster(hash), body: hash }
 }
 
-fn of_item(item: &Item) -> Option<(RoomId, Entry)> {
+/// The entry that a reader was given, if it is one.
+pub fn of_item(item: &Item) -> Option<(RoomId, Entry)> {
     match item {
         Item::Message(message) => {
             let id = EntryId::Message(message.producer, message.number);

@@ -8,16 +8,15 @@ use std::time::Duration;
 use openraft_rt::AsyncRuntime;
 use unibus_client::{Client, Platform};
 use unibus_proto::files::Identity;
-use unibus_proto::id::{NodeId, RequestId, RoomId};
-use unibus_proto::position::Sequence;
+use unibus_proto::id::{RequestId, RoomId};
 use unibus_proto::v1::user_service_client::UserServiceClient;
 use unibus_proto::v1::{AddUserRequest, DeviceKind, UserRole};
 
 use crate::cluster::{Cluster, client_address};
-use crate::history::{Entry, Outcome};
+use crate::history::Outcome;
 use crate::invariants::{self, Violation};
 use crate::plan::Plan;
-use crate::record::{self, Recorder};
+use crate::record::Recorder;
 use crate::sim::executor::Domain;
 use crate::sim::grpc::SimPlatform;
 use crate::sim::hub::Endpoint;
@@ -26,13 +25,9 @@ use crate::sim::runtime::{Handle, SimRuntime};
 use crate::workload::{self, Load, Producer, ReaderPlan};
 
 /// A cluster of blank nodes forms, and a healed one serves, within this time.
-const READY: Duration = Duration::from_secs(30);
-/// After healing, replicas are equal within this time (RELIABILITY section 2).
-const CONVERGE: Duration = Duration::from_secs(30);
-/// After that, readers have everything within this time.
-const DRAIN: Duration = Duration::from_secs(40);
+pub(crate) const READY: Duration = Duration::from_secs(30);
 /// Replicas are asked this often.
-const SAMPLE: Duration = Duration::from_millis(50);
+pub(crate) const SAMPLE: Duration = Duration::from_millis(50);
 
 const LIVENESS: &str = "I14 liveness";
 
@@ -62,7 +57,7 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn liveness(what: String) -> Violation {
+pub(crate) fn liveness(what: String) -> Violation {
     Violation { invariant: LIVENESS, what }
 }
 
@@ -313,116 +308,5 @@ impl Run {
             self.cluster.start(id);
         }
         self.cluster.wait_ready(READY).await.map_err(liveness)
-    }
-
-    /// Waits until each group's replicas stand at one index with one state.
-    pub async fn converge(&self) -> Result<(), Violation> {
-        let mut waited = Duration::ZERO;
-        loop {
-            let hashes = self.cluster.hashes();
-            let all = self.cluster.ids().len();
-            let equal = |replicas: &Vec<(NodeId, u64, [u8; 32])>| {
-                replicas.len() == all && replicas.windows(2).all(|pair| pair[0].1 == pair[1].1)
-            };
-            if hashes.len() == self.cluster.groups().count() && hashes.values().all(equal) {
-                let statuses = self.cluster.statuses();
-                self.recorder.history().statuses.extend(statuses);
-                return Ok(());
-            }
-            if waited > CONVERGE {
-                let indices: Vec<_> = hashes
-                    .iter()
-                    .map(|(group, replicas)| {
-                        let of: Vec<_> = replicas.iter().map(|(node, index, _)| format!("n{node} {index}")).collect();
-                        format!("{group}: {}", of.join(" "))
-                    })
-                    .collect();
-                return Err(liveness(format!("replicas do not meet in {waited:?}: {}", indices.join("; "))));
-            }
-            SimRuntime::sleep(SAMPLE).await;
-            waited += SAMPLE;
-        }
-    }
-
-    /// Waits until each reader from the start has everything.
-    async fn drain(&self, readers: &[usize], rooms: &[RoomId]) -> Result<(), Violation> {
-        let mut heads = BTreeMap::new();
-        let id = *self.cluster.ids().first().expect("a cluster has nodes");
-        for room in rooms {
-            let last = self.timeline(id, *room).await?.1.last().map_or(0, |entry| entry.sequence);
-            heads.insert(*room, last);
-        }
-        let mut waited = Duration::ZERO;
-        loop {
-            let behind: Vec<_> = {
-                let history = self.recorder.history();
-                let at = |reader: usize, room: &RoomId| {
-                    history.readers[reader].rooms.get(room).and_then(|entries| entries.last()).map(|e| e.sequence)
-                };
-                let lags = |reader: usize| {
-                    heads.iter().find(|(room, head)| at(reader, room) < Some(**head)).map(|(room, head)| {
-                        format!("{} is at {:?} of {head} in {room}", history.readers[reader].name, at(reader, room))
-                    })
-                };
-                readers.iter().filter_map(|reader| lags(*reader)).collect()
-            };
-            if behind.is_empty() {
-                let mut history = self.recorder.history();
-                readers.iter().for_each(|reader| history.readers[*reader].complete = true);
-                return Ok(());
-            }
-            if waited > DRAIN {
-                return Err(liveness(format!("readers lag {waited:?} after healing: {}", behind.join(", "))));
-            }
-            if waited == DRAIN / 8 {
-                self.handle.note(&format!("still waiting: {}", behind.join(", ")));
-            }
-            SimRuntime::sleep(SAMPLE).await;
-            waited += SAMPLE;
-        }
-    }
-
-    /// Cuts the power of all nodes at once and brings them back.
-    pub async fn power_cycle(&self) -> Result<(), Violation> {
-        let ids = self.cluster.ids();
-        ids.iter().for_each(|id| self.cluster.kill(*id, true));
-        SimRuntime::sleep(Duration::from_millis(100)).await;
-        ids.iter().for_each(|id| self.cluster.start(*id));
-        self.cluster.wait_ready(READY).await.map_err(liveness)?;
-        self.converge().await
-    }
-
-    /// Reads every timeline of every replica into the history.
-    pub async fn scan(&self, rooms: &[RoomId]) -> Result<(), Violation> {
-        for id in self.cluster.ids() {
-            for room in rooms {
-                let (floor, entries) = self.timeline(id, *room).await?;
-                let mut history = self.recorder.history();
-                history.floors.insert((id, *room), floor);
-                history.scans.insert((id, *room), entries);
-            }
-        }
-        Ok(())
-    }
-
-    /// What a replica keeps of a room, and from where on.
-    async fn timeline(&self, id: NodeId, room: RoomId) -> Result<(u64, Vec<Entry>), Violation> {
-        let broken = |what: String| Violation { invariant: "replicas can be read", what: format!("n{id}: {what}") };
-        let node = self.cluster.node(id).ok_or_else(|| broken("does not run".into()))?;
-        let mut groups = self.cluster.groups().filter_map(|group| node.store().group(group));
-        let holds = |group: &unibus_raft_store::Group<_>| group.view(|machine| machine.room(room).is_some());
-        let group = groups.find(|group| !group.id().is_meta() && holds(group));
-        let group = group.ok_or_else(|| broken(format!("no shard has room {room}")))?;
-        let floor = group.view(|machine| machine.room(room)).map_or(0, |row| row.floor);
-        let (mut entries, mut next) = (Vec::new(), Sequence(floor));
-        loop {
-            let page = group.read_timeline(room, next, 1 << 20, 500).await;
-            let page = page.map_err(|error| broken(format!("room {room} from {next}: {error}")))?;
-            let Some(last) = page.last() else { return Ok((floor, entries)) };
-            next = last.sequence.next();
-            for stored in &page {
-                entries.push(record::of_stored(&stored.bytes).map_err(broken)?);
-            }
-        }
     }
 }

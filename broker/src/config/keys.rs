@@ -31,6 +31,10 @@ pub const NODE_KEYS: &[&str] = &[
     "timing.election_min_ms",
     "timing.election_max_ms",
     "quic.initial_mtu",
+    "store.wal_file_bytes",
+    "store.checkpoint_log_bytes",
+    "store.snapshot_log_bytes",
+    "store.segment_bytes",
     "cluster.id",
     "cluster.shards",
     "cluster.node[].id",
@@ -61,6 +65,9 @@ const OVERRIDABLE: &[&str] = &[
     "timing.election_min_ms",
     "timing.election_max_ms",
     "quic.initial_mtu",
+    "store.wal_file_bytes",
+    "store.checkpoint_log_bytes",
+    "store.snapshot_log_bytes",
 ];
 
 /// A value that a flag or a variable puts over the file: key and text.

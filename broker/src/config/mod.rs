@@ -16,6 +16,9 @@ use crate::tls;
 
 mod effective;
 mod keys;
+mod store;
+
+pub use store::StoreSection;
 
 pub use effective::effective;
 pub use keys::{CLUSTER_KEYS, ENV_PREFIX, NODE_KEYS, Override, env_overrides, parse};
@@ -91,6 +94,9 @@ pub struct NodeFile {
     /// The peer network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quic: Option<QuicSection>,
+    /// Sizes of the store.
+    #[serde(default, skip_serializing_if = "StoreSection::is_default")]
+    pub store: StoreSection,
     /// What all nodes agree on.
     pub cluster: ClusterSection,
 }

@@ -98,6 +98,7 @@ impl NewNode<'_> {
             tls: TlsFiles::default(),
             timing: None,
             quic: tuning.initial_mtu.map(|initial_mtu| config::QuicSection { initial_mtu: Some(initial_mtu) }),
+            store: config::StoreSection::default(),
             cluster: ClusterSection {
                 id: self.plan.cluster.to_string(),
                 shards: self.plan.shards,

@@ -1,0 +1,82 @@
+//! `[store]`: sizes that are right as they are. They are there for tests that want checkpoints,
+//! snapshots, sealing and purge to be frequent, and for unusual disks.
+
+use serde::{Deserialize, Serialize};
+use unibus_raft_store::StoreConfig;
+use unibus_raft_store::wal::WalConfig;
+
+use super::ConfigError;
+
+/// Less than this is a mistake in the unit, not a size.
+const SIZE_MIN: u64 = 64 << 10;
+
+/// Sizes of the store, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreSection {
+    /// Of a file of the write-ahead log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wal_file_bytes: Option<u64>,
+    /// Of log after which the tables of a group get a checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_log_bytes: Option<u64>,
+    /// Of log after which a group gets a snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_log_bytes: Option<u64>,
+    /// At which a shard's segment is sealed: the same on all nodes, and never changed, because the
+    /// replicas cut by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segment_bytes: Option<u64>,
+}
+
+impl StoreSection {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What the store is opened with.
+    pub fn config(&self) -> Result<StoreConfig, ConfigError> {
+        let sizes = [
+            ("wal_file_bytes", self.wal_file_bytes),
+            ("checkpoint_log_bytes", self.checkpoint_log_bytes),
+            ("snapshot_log_bytes", self.snapshot_log_bytes),
+            ("segment_bytes", self.segment_bytes),
+        ];
+        for (key, found) in sizes {
+            if let Some(found) = found.filter(|found| !(SIZE_MIN..=u64::from(u32::MAX)).contains(found)) {
+                return Err(ConfigError::Value {
+                    key: format!("store.{key}"),
+                    found: found.to_string(),
+                    expected: format!("{SIZE_MIN} to {} bytes", u32::MAX),
+                });
+            }
+        }
+        let defaults = StoreConfig::default();
+        Ok(StoreConfig {
+            wal: WalConfig { file_bytes: self.wal_file_bytes.unwrap_or(defaults.wal.file_bytes), ..defaults.wal },
+            checkpoint_log_bytes: self.checkpoint_log_bytes.unwrap_or(defaults.checkpoint_log_bytes),
+            snapshot_log_bytes: self.snapshot_log_bytes.unwrap_or(defaults.snapshot_log_bytes),
+            segment_bytes: self.segment_bytes.unwrap_or(defaults.segment_bytes),
+            ..defaults
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_are_named_rule_and_the_others_stay() {
+        let section = StoreSection { segment_bytes: Some(1 << 20), ..StoreSection::default() };
+        let expected = StoreConfig { segment_bytes: 1 << 20, ..StoreConfig::default() };
+        assert_eq!(section.config().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_size_in_the_wrong_unit_is_refused() {
+        let section = StoreSection { wal_file_bytes: Some(64), ..StoreSection::default() };
+        let refused = section.config().unwrap_err().to_string();
+        assert!(refused.contains("store.wal_file_bytes: found 64, expected 65536"), "{refused}");
+    }
+}

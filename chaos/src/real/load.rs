@@ -1,0 +1,208 @@
+//! What clients publish through the SDK: numbered messages into rooms over all shards, some one at a time,
+//! some many at once, every answer recorded.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use unibus_client::{Ack, Client, Error, Publisher, Receipt};
+use unibus_proto::code::Outcome as Happened;
+use unibus_proto::id::RoomId;
+use unibus_proto::subject::Subject;
+use unibus_proto::v1::RoomPolicy;
+
+use crate::history::Outcome;
+use crate::record::Recorder;
+use crate::sim::random::Random;
+
+/// Writers in turn: some wait for each answer, some have many messages on their way.
+pub const MIXED: &[usize] = &[1, 64, 1, 16];
+/// Each waits for its answer.
+pub const ONE_AT_A_TIME: &[usize] = &[1];
+/// Each has many messages on their way.
+pub const PIPELINED: &[usize] = &[64];
+const RETRY: Duration = Duration::from_millis(100);
+/// All answers are there so long after the last fault has ended.
+const SETTLE: Duration = Duration::from_secs(100);
+
+/// Makes `count` rooms under `prefix`.
+pub async fn create_rooms(client: &Client, prefix: &str, count: u64) -> Result<Vec<RoomId>, String> {
+    let mut rooms = Vec::new();
+    for number in 0..count {
+        let subject: Subject = format!("{prefix}.r{number}").parse().map_err(|error| format!("subject: {error}"))?;
+        let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
+        let created = client.create_room(&subject, policy).await.map_err(|error| format!("create room: {error}"))?;
+        rooms.push(RoomId::from_bytes(&created.room.room_id).map_err(|error| error.to_string())?);
+    }
+    Ok(rooms)
+}
+
+/// What writers do.
+#[derive(Clone, Debug)]
+pub struct LoadConfig {
+    /// How many.
+    pub writers: u64,
+    /// Messages per second of all together, at most.
+    pub rate: u64,
+    /// The largest body; most are small.
+    pub body_bytes_max: u64,
+    /// How many messages the writers have on their way, in turn.
+    pub depths: &'static [usize],
+}
+
+/// The writers, at rest between [`Load::stop`] and [`Load::start`].
+pub struct Load {
+    recorder: Recorder,
+    stop: Arc<AtomicBool>,
+    at_rest: Vec<Writer>,
+    running: Vec<JoinHandle<Writer>>,
+    refused: Arc<Mutex<Vec<String>>>,
+}
+
+impl Load {
+    /// Writers over `clients`, at rest.
+    pub fn new(config: &LoadConfig, seed: u64, clients: &[Client], rooms: &[RoomId], recorder: &Recorder) -> Self {
+        let pause = Duration::from_micros(1_000_000 * config.writers / config.rate.max(1));
+        let refused: Arc<Mutex<Vec<String>>> = Arc::default();
+        let writer = |number: u64| Writer {
+            number,
+            client: clients[number as usize % clients.len()].clone(),
+            rooms: rooms.to_vec(),
+            random: Random::stream(seed, "writer", number),
+            pause,
+            body_bytes_max: config.body_bytes_max,
+            depth: config.depths[number as usize % config.depths.len()],
+            publishers: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            sent: 0,
+            refused: refused.clone(),
+        };
+        let at_rest = (0..config.writers).map(writer).collect();
+        Self { recorder: recorder.clone(), stop: Arc::default(), at_rest, running: Vec::new(), refused }
+    }
+
+    /// Publishes until [`Self::stop`].
+    pub fn start(&mut self) {
+        self.stop = Arc::default();
+        for writer in self.at_rest.drain(..) {
+            self.running.push(tokio::spawn(writer.run(self.recorder.clone(), self.stop.clone())));
+        }
+    }
+
+    /// Begins nothing more and waits for every answer.
+    pub async fn stop(&mut self) -> Result<(), String> {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.running.drain(..) {
+            match tokio::time::timeout(SETTLE, writer).await {
+                Ok(Ok(writer)) => self.at_rest.push(writer),
+                Ok(Err(error)) => return Err(format!("a writer: {error}")),
+                Err(_) => return Err(format!("a writer has no answer {SETTLE:?} after the last fault ended")),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the SDK refused for good since this was called last: P11 forbids it.
+    pub fn take_refused(&self) -> Vec<String> {
+        std::mem::take(&mut self.refused.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+struct Writer {
+    number: u64,
+    client: Client,
+    rooms: Vec<RoomId>,
+    random: Random,
+    pause: Duration,
+    body_bytes_max: u64,
+    depth: usize,
+    publishers: BTreeMap<RoomId, Publisher>,
+    waiting: VecDeque<(usize, RoomId, Receipt)>,
+    sent: u64,
+    refused: Arc<Mutex<Vec<String>>>,
+}
+
+impl Writer {
+    async fn run(mut self, recorder: Recorder, stop: Arc<AtomicBool>) -> Self {
+        let depth = self.depth;
+        let mut due = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            // Some at once, then the pause for all of them.
+            let burst = self.random.between(1, 2 * depth as u64);
+            for _ in 0..burst {
+                self.publish_one(&recorder).await;
+                while self.waiting.len() >= depth {
+                    self.settle_one(&recorder).await;
+                }
+            }
+            due = (due + self.pause * burst as u32).max(Instant::now());
+            while Instant::now() < due && !stop.load(Ordering::Relaxed) {
+                sleep_until(due.min(Instant::now() + RETRY)).await;
+            }
+        }
+        while !self.waiting.is_empty() {
+            self.settle_one(&recorder).await;
+        }
+        self
+    }
+
+    fn body(&mut self) -> Bytes {
+        self.sent += 1;
+        let largest = if self.random.chance(50_000) { self.body_bytes_max } else { self.body_bytes_max / 16 };
+        let mut body = format!("w{} m{} ", self.number, self.sent).into_bytes();
+        let padding = self.random.below(largest) as usize;
+        body.resize(body.len() + padding, b'.');
+        body.into()
+    }
+
+    async fn publish_one(&mut self, recorder: &Recorder) {
+        let Some(room) = self.random.pick(&self.rooms).copied() else { return };
+        if !self.publishers.contains_key(&room) {
+            match self.client.publisher(room).open().await {
+                Ok(publisher) => drop(self.publishers.insert(room, publisher)),
+                Err(error) => {
+                    self.note("open a publisher", &error);
+                    return tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+        let body = self.body();
+        let Some(publisher) = self.publishers.get(&room) else { return };
+        let number = recorder.begin(room, publisher.producer_id(), &body);
+        match publisher.enqueue(body).await {
+            Ok(receipt) => self.waiting.push_back((number, room, receipt)),
+            Err(error) => self.end(recorder, number, room, Err(error)),
+        }
+    }
+
+    async fn settle_one(&mut self, recorder: &Recorder) {
+        let Some((number, room, receipt)) = self.waiting.pop_front() else { return };
+        let answer = receipt.await;
+        self.end(recorder, number, room, answer);
+    }
+
+    fn end(&mut self, recorder: &Recorder, number: usize, room: RoomId, answer: Result<Ack, Error>) {
+        let outcome = match &answer {
+            Ok(ack) => Outcome::Acked { at: recorder.now_nanos(), sequence: ack.sequence.0 },
+            Err(error) => {
+                self.note("publish", error);
+                // After an error the publisher has ended.
+                self.publishers.remove(&room);
+                if error.outcome == Happened::None { Outcome::Refused } else { Outcome::Unknown }
+            }
+        };
+        recorder.end(number, outcome);
+    }
+
+    fn note(&self, step: &str, error: &Error) {
+        // What may pass may fail; what is refused for good never should be.
+        if !error.is_transient() {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.push(format!("writer {}: {step}: {error}", self.number));
+        }
+    }
+}
