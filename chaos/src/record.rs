@@ -85,7 +85,9 @@ impl Recorder {
 
     /// A reader was told that a room is kept from there on only.
     pub fn moved(&self, reader: usize, room: RoomId, to: u64) {
-        self.handle.note(&format!("reader {reader} goes on at {to} in {room}"));
+        if let Source::Simulation(handle) = &self.source {
+            handle.note(&format!("reader {reader} goes on at {to} in {room}"));
+        }
         self.history().readers[reader].moved.insert((room, to));
     }
 
