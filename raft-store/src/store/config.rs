@@ -85,7 +85,7 @@ impl Default for StoreConfig {
             checkpoint_log_bytes: 16 << 20,
             overlay_bytes: 8 << 20,
             row_cache_bytes: 32 << 20,
-            tree_cache_bytes: 32 << 20,
+            tree_cache_bytes: 16 << 20,
             tree_check_bytes: 4 << 20,
             timeline_tail_bytes: 8 << 20,
             segment_bytes: SEGMENT_BYTES,
