@@ -112,6 +112,11 @@ fn every_row() {
 }
 
 #[test]
+fn what_lies_in_snapshots() {
+    check("snapshot-manifest", &ex::snapshot_manifest());
+}
+
+#[test]
 fn what_lies_in_segments() {
     check("delivery-message", &ex::delivery(v1::delivery::Entry::Message(ex::stored_message())));
     check("delivery-roster", &ex::delivery(v1::delivery::Entry::Roster(ex::roster_entry())));

@@ -122,6 +122,12 @@ impl<E: Env> Snapshots<E> {
         self.kept().last().cloned()
     }
 
+    /// Index and BLAKE3 of the manifest of each that is kept.
+    pub(crate) fn manifests(&self) -> Vec<(u64, [u8; 32])> {
+        let of = |data: &SnapshotData| (data.index().unwrap_or(0), blake3::hash(&data.encoded).into());
+        self.kept().iter().map(of).collect()
+    }
+
     /// Up to which index the log may be purged: the older of two snapshots, or an even older one that is
     /// being sent, whose receiver goes on from there.
     pub fn purge_bound(&self) -> Option<u64> {
@@ -174,6 +180,7 @@ impl<E: Env> Snapshots<E> {
     /// Begins to receive a snapshot, or goes on with it; `segments` are those that this node has. An earlier
     /// receiver ends by [`offers`](Self::offers).
     pub(crate) async fn stage(&self, encoded: Bytes, segments: &Segments<E>) -> Result<Staging<E>, StoreError> {
+        let _changing = self.changing.lock().await;
         let own = |entry: &SegmentEntry| entry.sealed && segments.sealed(entry.id) == Some(*entry);
         let staging =
             Box::pin(Staging::begin(&self.env, &self.dir, &self.segments_dir, self.place, encoded, own)).await?;
@@ -205,7 +212,7 @@ impl<E: Env> Snapshots<E> {
                 Box::pin(Staging::begin(&self.env, &self.dir, &self.segments_dir, self.place, encoded, none)).await?;
             Box::pin(staging.copy_from(data)).await?;
         }
-        let path = Box::pin(stage::commit(&self.env, &self.dir, &self.segments_dir, self.place)).await?;
+        let path = Box::pin(stage::commit(&self.env, &data.encoded, &self.dir, &self.segments_dir, self.place)).await?;
         let read = manifest::read(&self.env, &path, self.place).await?;
         let installed = placed(read, path, &self.dir, &self.segments_dir);
         self.kept().clear();

@@ -52,7 +52,7 @@ async fn one_is_away(config: StoreConfig) -> (Lab, Person, u64) {
             node.group(SHARD).snapshot().await.expect("a snapshot");
         }
     }
-    let purged = || lab.nodes.values().all(|node| node.group(SHARD).status().purged_index > 30);
+    let purged = || lab.nodes.values().all(|node| node.group(SHARD).status().purged_index > 60);
     eventually("a purge", || purged().then_some(())).await;
     (lab, ada, away)
 }

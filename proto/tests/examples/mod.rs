@@ -281,18 +281,34 @@ fn log_id(index: u64) -> peer::LogId {
     peer::LogId { term: 2, node_id: 3, index }
 }
 
-pub fn checkpoint_head() -> peer::CheckpointHead {
+fn stored_membership() -> peer::StoredMembership {
     let membership = peer::Membership {
         configs: vec![peer::VoterSet { node_ids: vec![1, 2, 3] }],
         nodes: vec![peer::Member { node_id: 1, directory_id: id(4) }],
     };
+    peer::StoredMembership { log_id: Some(log_id(60)), membership: Some(membership) }
+}
+
+pub fn checkpoint_head() -> peer::CheckpointHead {
     let marker = peer::CheckpointMarker {
         log_id: Some(log_id(70)),
-        membership: Some(peer::StoredMembership { log_id: Some(log_id(60)), membership: Some(membership) }),
+        membership: Some(stored_membership()),
         state_hash: hash(5),
         rows: 6,
         bytes: 7,
         segments: vec![peer::CheckpointSegment { id: 8, length: 9, hash: hash(10), sealed: true }],
     };
     peer::CheckpointHead { cluster_id: id(1), group: 2, tree: 3, base: hash(4), marker: Some(marker) }
+}
+
+pub fn snapshot_manifest() -> peer::SnapshotManifest {
+    peer::SnapshotManifest {
+        cluster_id: id(1),
+        group: 5,
+        last: Some(log_id(400)),
+        membership: Some(stored_membership()),
+        state_hash: hash(6),
+        rows: vec![peer::SnapshotRows { first_key: Bytes::from_static(b"key"), rows: 7, length: 8, hash: hash(9) }],
+        segments: vec![peer::SnapshotSegment { id: 10, length: 11, hash: hash(12), sealed: true }],
+    }
 }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::Either;
 use prost::Message;
 use unibus_proto::peer;
@@ -19,7 +20,7 @@ use crate::snapshot::{SnapshotData, StagedFile, Staging};
 use crate::state::{Snapshot, StateMachine};
 use crate::stream::{decode, malformed};
 use crate::sum::FileSum;
-use crate::types::Raft;
+use crate::types::{Raft, Vote};
 
 /// A sender that sends nothing for so long is gone.
 const PROGRESS: Duration = Duration::from_secs(30);
@@ -41,14 +42,20 @@ pub async fn serve<E: Env>(
     let offer: peer::SnapshotOffer = decode(rx.recv().await?)?;
     let mut sender = Sender::<E> { tx, rx };
     let (mut offers, turn) = replica.snapshots.offered().await;
-    let response = {
-        let install = std::pin::pin!(install(raft, replica, &mut sender, offer));
+    let vote = decode_vote(required(offer.vote.as_ref(), "vote of a snapshot").map_err(malformed)?);
+    let received = {
+        let receive = std::pin::pin!(stage_and_receive(replica, &mut sender, offer.manifest));
         let superseded = std::pin::pin!(offers.changed());
-        match futures::future::select(install, superseded).await {
-            Either::Left((response, _)) => response?,
-            Either::Right(_) => error_of("another snapshot is offered"),
+        match futures::future::select(receive, superseded).await {
+            Either::Left((received, _)) => received,
+            Either::Right(_) => Err("another snapshot is offered".into()),
         }
     };
+    let response = match received {
+        Ok(data) => Box::pin(install(raft, replica, &mut sender, (vote, data))).await?,
+        Err(why) => error_of(why),
+    };
+    // Not before: what is staged must not change while it is installed.
     drop(turn);
     sender.say(Request::Answer(response)).await?;
     sender.tx.finish().await
@@ -58,21 +65,21 @@ async fn install<E: Env>(
     raft: &Raft<E, StateMachine<E>>,
     replica: &Replica<E>,
     sender: &mut Sender<E>,
-    offer: peer::SnapshotOffer,
+    (vote, data): (Vote, SnapshotData),
 ) -> Result<peer::RaftResponse, NetError> {
-    let vote = decode_vote(required(offer.vote.as_ref(), "vote of a snapshot").map_err(malformed)?);
-    let staging = Box::pin(sender.meanwhile(replica.snapshots.stage(offer.manifest, &replica.segments))).await?;
-    let data = match staging {
-        Ok(staging) => match Box::pin(receive(replica, &staging, sender)).await {
-            Ok(data) => data,
-            Err(why) => return Ok(error_of(why)),
-        },
-        Err(error) => return Ok(error_of(error)),
-    };
     let snapshot = Snapshot { meta: data.meta().clone(), snapshot: data.clone() };
     let answer = Box::pin(sender.meanwhile(raft.install_full_snapshot(vote, snapshot))).await?;
     replica.snapshots.release(data).await;
     Ok(answer.map_or_else(error_of, |answer| answer_of(Response::Snapshot(encode_vote(&answer.vote)))))
+}
+
+async fn stage_and_receive<E: Env>(
+    replica: &Replica<E>,
+    sender: &mut Sender<E>,
+    manifest: Bytes,
+) -> Result<SnapshotData, String> {
+    let staging = Box::pin(sender.meanwhile(replica.snapshots.stage(manifest, &replica.segments))).await;
+    Box::pin(receive(replica, &staging.map_err(text)?.map_err(text)?, sender)).await
 }
 
 /// Receives the files that are missing, and verifies the whole.

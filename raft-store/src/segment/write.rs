@@ -150,7 +150,7 @@ impl<E: Env> Segments<E> {
         let begin = {
             let mut state = lock(&self.writer.state);
             let begin = if state.handed_over.0 == segment { state.handed_over.1 } else { 0 };
-            if end - begin < WRITEBACK_BYTES {
+            if end.saturating_sub(begin) < WRITEBACK_BYTES {
                 return;
             }
             state.handed_over = (segment, end);

@@ -266,12 +266,17 @@ async fn sum<E: Env>(env: &E, path: &Path, length: u64) -> Result<Option<FileSum
 /// Makes a complete staging directory count and moves its files; answers the manifest's path.
 pub(super) async fn commit<E: Env>(
     env: &E,
+    encoded: &Bytes,
     snapshots: &Path,
     segments_dir: &Path,
     place: Place,
 ) -> Result<PathBuf, StoreError> {
     let staged = staging_dir(snapshots);
     let decided = staged.join(COMMIT);
+    let (_, _, found) = manifest::read(env, &staged.join(MANIFEST), place).await?;
+    if found != encoded {
+        return Err(Damage::new(&staged, 0, "another snapshot", "the one that is to be installed").into());
+    }
     env.disk().rename(&staged.join(MANIFEST), &decided).await.map_err(io_at("rename", &decided))?;
     env.disk().sync_dir(&staged).await.map_err(io_at("sync", &staged))?;
     move_files(env, snapshots, segments_dir, place).await
