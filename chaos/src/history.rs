@@ -105,6 +105,18 @@ pub struct History {
     pub floors: BTreeMap<(NodeId, RoomId), u64>,
     /// What the replicas said, in order of time.
     pub statuses: Vec<Status>,
+    /// Hashes of the files that must be the same everywhere: by group and name, each with the nodes that have
+    /// them.
+    pub files: BTreeMap<(GroupId, FileName), Vec<(NodeId, [u8; 32])>>,
+}
+
+/// A file that has the same bytes on every replica that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FileName {
+    /// The sealed segment of this id.
+    Segment(u64),
+    /// The manifest of the snapshot at this index, which names its files by their hashes.
+    Snapshot(u64),
 }
 
 impl History {
@@ -185,6 +197,7 @@ pub(crate) mod testing {
                 status(3, 30, 2, false, 10),
                 status(2, 30, 2, true, 10),
             ],
+            files: [((GroupId(1), FileName::Segment(0)), NODES.map(|node| (node, [7; 32])).to_vec())].into(),
         }
     }
 }

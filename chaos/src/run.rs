@@ -183,7 +183,8 @@ impl Run {
         self.handle.note("drained");
         drop(sampler);
         self.power_cycle().await?;
-        self.scan(&rooms).await
+        self.scan(&rooms).await?;
+        self.scan_files().await
     }
 
     /// Starts the nodes in any order, adds the user, makes the rooms.

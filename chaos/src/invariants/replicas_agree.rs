@@ -1,5 +1,5 @@
 //! I10: replicas that applied the log up to the same index have the same state hash, and at the end
-//! the same timelines.
+//! the same timelines; sealed segments, and snapshots at the same index, have the same bytes.
 
 use std::collections::BTreeMap;
 
@@ -38,6 +38,13 @@ pub fn check(history: &History) -> Result<(), Violation> {
             return Err(Violation { invariant: INVARIANT, what });
         }
     }
+    for ((group, file), copies) in &history.files {
+        if let Some(pair) = copies.windows(2).find(|pair| pair[0].1 != pair[1].1) {
+            let [(one, _), (other, _)] = [pair[0], pair[1]];
+            let what = format!("group {group}: {file:?} has other bytes on n{one} than on n{other}");
+            return Err(Violation { invariant: INVARIANT, what });
+        }
+    }
     Ok(())
 }
 
@@ -53,6 +60,13 @@ mod tests {
         lie.state_hash = Some((5, [0xee; 32]));
         history.statuses.push(lie);
         assert!(check(&history).unwrap_err().what.contains("index 5"));
+    }
+
+    #[test]
+    fn catches_a_file_with_other_bytes() {
+        let mut history = honest();
+        history.files.values_mut().next().unwrap()[1].1 = [0xee; 32];
+        assert!(check(&history).unwrap_err().what.contains("Segment(0)"));
     }
 
     #[test]
