@@ -1,7 +1,7 @@
 //! What clients publish through the SDK: numbered messages into rooms over all shards, some one at a time,
 //! some many at once, every answer recorded.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -60,14 +60,14 @@ pub struct Load {
     stop: Arc<AtomicBool>,
     at_rest: Vec<Writer>,
     running: Vec<JoinHandle<Writer>>,
-    refused: Arc<Mutex<Vec<String>>>,
+    refused: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Load {
     /// Writers over `clients`, at rest.
     pub fn new(config: &LoadConfig, seed: u64, clients: &[Client], rooms: &[RoomId], recorder: &Recorder) -> Self {
         let pause = Duration::from_micros(1_000_000 * config.writers / config.rate.max(1));
-        let refused: Arc<Mutex<Vec<String>>> = Arc::default();
+        let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let writer = |number: u64| Writer {
             number,
             client: clients[number as usize % clients.len()].clone(),
@@ -107,7 +107,7 @@ impl Load {
     }
 
     /// What the SDK refused for good since this was called last: P11 forbids it.
-    pub fn take_refused(&self) -> Vec<String> {
+    pub fn take_refused(&self) -> BTreeSet<String> {
         std::mem::take(&mut self.refused.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -123,7 +123,7 @@ struct Writer {
     publishers: BTreeMap<RoomId, Publisher>,
     waiting: VecDeque<(usize, RoomId, Receipt)>,
     sent: u64,
-    refused: Arc<Mutex<Vec<String>>>,
+    refused: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Writer {
@@ -202,7 +202,7 @@ impl Writer {
         // What may pass may fail; what is refused for good never should be.
         if !error.is_transient() {
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            refused.push(format!("writer {}: {step}: {error}", self.number));
+            refused.insert(format!("{step}: {error}"));
         }
     }
 }
