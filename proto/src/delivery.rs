@@ -105,7 +105,7 @@ pub fn cut_chunk(chunk: &Bytes, wanted: Range<usize>) -> Result<Bytes, DecodeErr
         }
         at = entry_at(chunk, at)?.end;
     }
-    Ok(chunk.slice(begin..at))
+    Ok(if wanted.is_empty() { Bytes::new() } else { chunk.slice(begin..at) })
 }
 
 #[allow(deprecated, reason = "prost has no other way for a message that is written by hand")]

@@ -22,7 +22,7 @@ use tokio::sync::{Mutex, mpsc};
 use unibus_proto::id::{ClusterId, NodeId};
 use unibus_raft_store::env::{Duplex, Lane, Net, NetError};
 
-use super::incoming::{Incoming, LEFT};
+use super::incoming::{GUEST_STREAMS_MAX, Incoming, LEFT};
 use super::stream::{QuicRx, QuicTx};
 use crate::certs;
 use crate::tls::{self, Material, TlsError};
@@ -52,6 +52,8 @@ const INITIAL_RTT: Duration = Duration::from_millis(60);
 const INITIAL_WINDOW_DATAGRAMS: u64 = 10;
 /// Datagrams that quinn hands to the kernel at once, at most.
 const OFFLOADED_MAX: usize = 10;
+/// The length of a handshake packet has 14 bits (RFC 9000, section 17.2; quinn writes it in two bytes).
+const FIRST_DATAGRAM_MAX: u16 = 16_000;
 /// Bytes of UDP that fit into an IP packet.
 const UDP_BYTES_MAX: usize = 65_507;
 /// The kernel gives what it can (net.core.rmem_max).
@@ -76,7 +78,7 @@ pub struct QuicSettings {
     pub tls: Material,
     /// Raft groups, for the number of streams.
     pub groups: u32,
-    /// Bytes of the first datagrams; larger than the default where the path is known to carry them.
+    /// Bytes of datagrams; larger than the default where the path is known to carry them.
     pub initial_mtu: Option<u16>,
 }
 
@@ -146,7 +148,7 @@ impl QuicNet {
             slots: RwLock::default(),
             accepted: Mutex::new(accepted),
             handshakes: AtomicUsize::new(0),
-            incoming: Incoming::default(),
+            incoming: Incoming::new(member_streams(settings.groups)),
         });
         tokio::spawn(listen(inner.clone(), sender));
         Ok(Self { inner })
@@ -165,12 +167,16 @@ impl QuicNet {
     }
 }
 
+fn member_streams(groups: u32) -> u32 {
+    groups.saturating_mul(BIDI_STREAMS_PER_GROUP).saturating_add(BIDI_STREAMS_EXTRA)
+}
+
 fn transport(settings: &QuicSettings) -> Result<quinn::TransportConfig, QuicError> {
-    let streams = (settings.groups.saturating_mul(BIDI_STREAMS_PER_GROUP)).saturating_add(BIDI_STREAMS_EXTRA);
     let idle = IdleTimeout::try_from(IDLE).map_err(|error| QuicError::Setting(error.to_string()))?;
     let mut transport = quinn::TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(streams.into())
+        // Whoever connects is a guest at first: what was once granted cannot be taken back.
+        .max_concurrent_bidi_streams(GUEST_STREAMS_MAX.into())
         .max_concurrent_uni_streams(UNI_STREAMS_MAX.into())
         .receive_window(RECEIVE_WINDOW.into())
         .stream_receive_window(STREAM_RECEIVE_WINDOW.into())
@@ -182,16 +188,17 @@ fn transport(settings: &QuicSettings) -> Result<quinn::TransportConfig, QuicErro
     if let Some(mtu) = settings.initial_mtu {
         let (mut discovery, mut congestion) = (MtuDiscoveryConfig::default(), CubicConfig::default());
         discovery.upper_bound(mtu);
+        let first = mtu.min(FIRST_DATAGRAM_MAX);
         if settings.listen.ip().is_loopback() {
             // Carried for certain: what is lost was lost in a full buffer, and smaller datagrams do not help.
-            transport.min_mtu(mtu);
+            transport.min_mtu(first);
         }
         // The kernel takes 64 KiB at once. quinn hands it ten datagrams and takes its refusal for a loss, then
         // for a path that carries no large ones, and would send 1,200 bytes at a time from then on.
         transport.enable_segmentation_offload(usize::from(mtu) * OFFLOADED_MAX <= UDP_BYTES_MAX);
         // A window below one datagram would never send it.
         congestion.initial_window(INITIAL_WINDOW_DATAGRAMS * u64::from(mtu));
-        transport.initial_mtu(mtu).mtu_discovery_config(Some(discovery));
+        transport.initial_mtu(first).mtu_discovery_config(Some(discovery));
         transport.congestion_controller_factory(Arc::new(congestion));
     }
     Ok(transport)

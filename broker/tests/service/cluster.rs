@@ -346,6 +346,18 @@ impl Reader {
         found
     }
 
+    /// Waits until the stream has said that it is caught up; nothing else may come before that.
+    pub async fn until_caught_up(&mut self) {
+        while self.caught_up.is_none() {
+            let next = timeout::<HubEnv, _>(PATIENCE, self.subscription.next()).await.expect("an element in time");
+            match next.expect("the stream goes on").expect("no failure").item {
+                Some(subscribe_response::Item::CaughtUp(caught_up)) => self.caught_up = Some(caught_up),
+                Some(subscribe_response::Item::Heartbeat(_)) => {}
+                other => panic!("{other:?} before the stream is caught up"),
+            }
+        }
+    }
+
     /// All sequences until the stream ends, and how it ended.
     pub async fn drain(&mut self) -> (Vec<u64>, Option<Failure>) {
         let mut sequences = Vec::new();

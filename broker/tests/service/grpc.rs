@@ -22,7 +22,7 @@ use unibus_proto::v1::user_service_client::UserServiceClient;
 use unibus_proto::v1::*;
 use unibus_raft_store::env::timeout;
 
-use crate::cluster::{Cluster, User};
+use crate::cluster::{Cluster, User, shard_of};
 use crate::net::HubEnv;
 
 /// A body that never ends.
@@ -143,8 +143,12 @@ async fn a_call_ends_at_the_callers_deadline() {
     let cluster = Cluster::start(3).await;
     let alice = cluster.user("alice", 1).await;
     let room = alice.create("ops.late").await;
-    [2, 3].into_iter().for_each(|node| cluster.hub.cut(NodeId(node)));
-    let mut client = MessageServiceClient::new(api::routes(cluster.service(1)));
+    cluster.spread().await;
+    let leader = cluster.service(1).shards().group(shard_of(&room)).unwrap().leader().expect("a leader");
+    let leading = cluster.service(leader.0 as usize);
+    let alice = alice.at(leading.clone()).await;
+    (1..=3).map(NodeId).filter(|node| *node != leader).for_each(|node| cluster.hub.cut(node));
+    let mut client = MessageServiceClient::new(api::routes(leading));
     let mut request = authorized(&alice, alice.publish_request(&room, 1, &["m"]));
     request.set_timeout(Duration::from_millis(300));
     let begun = std::time::Instant::now();

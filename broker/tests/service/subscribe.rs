@@ -31,7 +31,7 @@ async fn history_joins_live_without_gap_or_duplicate_on_every_node() {
         let found = reader.messages(300).await;
         let expected: Vec<_> = (1..=300).map(|n: u64| ("ops.live".to_string(), n, n.to_string())).collect();
         assert_eq!(found, expected);
-        assert!(reader.caught_up.is_some());
+        reader.until_caught_up().await;
     }
     publishing.await.unwrap();
 }
