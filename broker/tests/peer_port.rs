@@ -179,6 +179,23 @@ async fn an_expired_certificate_is_refused() {
     refused(&ca, one, address, bind(2, &issued, &ca, &[(1, address)])).await;
 }
 
+/// More than a guest: as many as three groups need.
+#[tokio::test]
+async fn a_member_opens_many_streams() {
+    let ca = authority("peer");
+    let (one, address) = node_one(&ca);
+    echo(one);
+    let two = bind(2, &peer_cert(&ca, 2), &ca, &[(1, address)]);
+    let mut open = Vec::new();
+    for _ in 0..80 {
+        let opened = tokio::time::timeout(PATIENCE, two.connect(NodeId(1), Lane::Control)).await;
+        let (mut tx, mut rx) = opened.expect("not held back").expect("opened");
+        tx.send(vec![Bytes::from_static(b"one more")]).await.expect("sent");
+        assert_eq!(rx.recv().await.expect("received").expect("a frame"), "2:one more");
+        open.push((tx, rx));
+    }
+}
+
 /// It may ask to be taken in: whoever accepts its few streams sees to it that it does nothing else.
 #[tokio::test]
 async fn a_node_that_is_no_member_is_a_guest_with_few_streams() {
