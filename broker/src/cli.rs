@@ -81,10 +81,11 @@ pub struct Dev {
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// The list of hosts. With more [[node]] than an existing plan has: the new ones are added to it
+    /// The list of hosts. With more [[node]] than an existing plan has: the new ones are added to it. With the
+    /// same: nothing is changed. A list that changes or lacks one of its nodes is refused
     #[arg(required_unless_present = "add")]
     pub cluster: Option<PathBuf>,
-    /// Where to write: a new folder, or an existing plan that gets one more node
+    /// Where to write: a new folder, or an existing plan that gets more nodes; never overwritten
     #[arg(long, default_value = "plan")]
     pub out: PathBuf,
     /// Add a node of this name to an existing plan; nothing else in it is touched

@@ -1,6 +1,6 @@
 //! `unibus-node`: a node of a unibus cluster.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -51,6 +51,9 @@ fn make_plan(args: &PlanArgs) -> Result<(), String> {
     if plan::is_plan(out) {
         let extended = plan::extend(&cluster, out, &SystemRng::default(), &Tuning::default());
         let (plan, folders) = extended.map_err(|error| error.to_string())?;
+        if folders.is_empty() {
+            tell_unchanged(&plan, out);
+        }
         return tell_added(&plan, &folders);
     }
     let plan = plan::write(&cluster, out, &SystemRng::default(), &Tuning::default()).map_err(|e| e.to_string())?;
@@ -72,6 +75,19 @@ fn make_plan(args: &PlanArgs) -> Result<(), String> {
         out.join("ca").display()
     );
     Ok(())
+}
+
+fn tell_unchanged(plan: &Plan, out: &Path) {
+    println!(
+        "cluster {}: nothing changed: {} has all {} nodes of the list already, and is never overwritten",
+        plan.cluster,
+        out.display(),
+        plan.nodes.len()
+    );
+    for node in plan.nodes.iter().filter(|node| !out.join(&node.name).exists()) {
+        eprintln!("{} has no folder there: it was moved away, or the plan was interrupted", node.name);
+    }
+    eprintln!("For one more node, add a [[node]] or use --add NAME --host HOST; for another cluster, another --out.");
 }
 
 fn tell_added(plan: &Plan, folders: &[PathBuf]) -> Result<(), String> {
@@ -121,7 +137,7 @@ fn run_node(args: &Run) -> Result<(), String> {
     }))
 }
 
-fn listed(path: &std::path::Path, problems: &[String]) -> String {
+fn listed(path: &Path, problems: &[String]) -> String {
     let all: Vec<String> = problems.iter().map(|problem| format!("\n  - {problem}")).collect();
     format!("{} would keep the node from starting:{}", path.display(), all.concat())
 }

@@ -163,9 +163,6 @@ pub enum PlanError {
     /// The output exists: a plan is never overwritten, its keys may be in use.
     #[error("{} exists already and is never overwritten: name another directory with --out, or remove it", .0.display())]
     OutputExists(PathBuf),
-    /// All its nodes are in the plan already.
-    #[error("{}: it has all these nodes already; add a [[node]], or use --add NAME --host HOST", .0.display())]
-    NothingNew(PathBuf),
     /// The folder of the authorities is not whole.
     #[error("read {}: {cause}; the plan's own `ca` folder is needed to add a node", path.display())]
     Ledger {
@@ -280,7 +277,7 @@ pub fn write(cluster: &ClusterFile, out: &Path, rng: &impl Rng, tuning: &Tuning)
         write_file(&ca.join(format!("{name}.crt")), issued.cert_pem.as_bytes())?;
         write_file(&ca.join(format!("{name}.key")), issued.key_pem.as_bytes())?;
     }
-    Ledger::of(&plan).save(out)?;
+    Ledger::of(&plan, &cluster.node).save(out)?;
     for ((host, node), key) in cluster.node.iter().zip(&plan.nodes).zip(&keys) {
         NewNode { plan: &plan, host, node, key, join: false }.write(out, &authorities, now, tuning)?;
     }

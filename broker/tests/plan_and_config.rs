@@ -136,8 +136,14 @@ fn a_plan_is_extended_without_touching_what_it_has() {
     let more = plan::read_cluster_file(&planned.dir.path().join("more.toml")).expect("read");
     let (plan, folders) = plan::extend(&more, &planned.out, &rng, &Tuning::default()).expect("extended");
     assert_eq!((folders, plan.nodes.last().map(|node| node.id.0)), (vec![planned.out.join("n5")], Some(5)));
-    let again = plan::extend(&more, &planned.out, &rng, &Tuning::default());
-    assert!(matches!(again, Err(PlanError::NothingNew(_))), "{again:?}");
+    let ledger = || fs::read(planned.out.join("ca/nodes.toml")).expect("there");
+    let minted = ledger();
+    let again = plan::extend(&more, &planned.out, &rng, &Tuning::default()).expect("nothing to do");
+    assert_eq!(again, (plan, Vec::new()));
+    let old = plan::read_cluster_file(&planned.dir.path().join("cluster.toml")).expect("read");
+    let error = plan::extend(&old, &planned.out, &rng, &Tuning::default()).expect_err("it lists n3").to_string();
+    assert!(error.contains("\"n3\", which was replaced"), "{error}");
+    assert!(ledger() == minted, "the ledger was touched");
     let twice = plan::add_host(&Host::new("n3", "10.0.0.9"), None, &planned.out, &rng, &Tuning::default());
     assert!(matches!(twice, Err(PlanError::Invalid { .. })), "{twice:?}");
     for (path, bytes) in before {
@@ -250,7 +256,7 @@ fn every_key_says_where_its_value_comes_from_and_none_is_a_secret() {
     assert_eq!(of("timing.election_min_ms"), ("150", "default"), "it follows from the heartbeat");
     assert_eq!(of("cluster.node[2].name"), ("n3", "file"));
     assert_eq!(of("tls.sign_key").0, "sign.key", "a path");
-    for key in config::NODE_KEYS.iter().filter(|key| !key.contains("[]")) {
+    for key in NODE_KEYS.iter().filter(|key| !key.contains("[]")) {
         of(key);
     }
     let seed = fs::read_to_string(planned.out.join("n1/sign.key")).expect("read");

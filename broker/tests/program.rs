@@ -142,6 +142,50 @@ fn failure(output: &Output) -> String {
 }
 
 #[test]
+fn the_same_plan_again_changes_nothing_and_another_one_is_refused() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let (cluster, out) = (root.path().join("cluster.toml"), root.path().join("plan"));
+    let text = "[[node]]\nname = \"n1\"\nhost = \"10.0.0.1\"\n[[node]]\nname = \"n2\"\nhost = \"10.0.0.2\"\n";
+    let plan = |text: &str| {
+        fs::write(&cluster, text).expect("written");
+        program(root.path()).arg("plan").arg(&cluster).arg("--out").arg(&out).output().expect("run")
+    };
+    assert!(plan(text).status.success());
+    let files = || {
+        ["ca/nodes.toml", "ca/peer-ca.key", "n1/node.toml", "n2/sign.key"]
+            .map(|name| fs::read(out.join(name)).expect("there"))
+    };
+    let before = files();
+
+    let again = plan(text);
+    let said = String::from_utf8_lossy(&again.stdout).into_owned();
+    assert!(
+        again.status.success() && said.contains("nothing changed") && said.contains("never overwritten"),
+        "{again:?}"
+    );
+    let refused = [
+        (
+            text.replace("10.0.0.2", "10.0.0.9"),
+            vec!["n2", "peers at 10.0.0.9:7401", "peers at 10.0.0.2:7401", "--replaces n2"],
+        ),
+        (format!("{text}client_port = 9\n"), vec!["n2", "clients at 10.0.0.2:9", "clients at 10.0.0.2:7400"]),
+        (format!("{text}data_dir = \"/mnt\"\n"), vec!["n2", "data_dir /mnt", "data_dir /var/lib/unibus"]),
+        (format!("{text}admin_port = 9\n"), vec!["n2", "admin_port 9", "admin_port 7402"]),
+        (text.replace("\"n2\"", "\"n3\""), vec!["no \"n2\"", "--replaces n2"]),
+        (format!("shards = 9\n{text}"), vec!["shards: found 9, expected 8"]),
+    ];
+    for (text, expected) in refused {
+        let why = failure(&plan(&text));
+        assert!(expected.iter().all(|part| why.contains(part)), "{why}: expected {expected:?}");
+    }
+    assert!(before == files(), "the plan was touched");
+
+    fs::create_dir(root.path().join("other")).expect("made");
+    let other = program(root.path()).arg("plan").arg(&cluster).arg("--out").arg(root.path().join("other")).output();
+    assert!(failure(&other.expect("run")).contains("never overwritten"), "a folder that is no plan");
+}
+
+#[test]
 fn errors_name_what_and_the_remedy() {
     let root = tempfile::tempdir().expect("a temporary directory");
     let (home, cluster, out) = (root.path().join("home"), root.path().join("cluster.toml"), root.path().join("plan"));
@@ -153,7 +197,6 @@ fn errors_name_what_and_the_remedy() {
     fs::write(&cluster, text).expect("written");
     let plan = || program(&home).arg("plan").arg(&cluster).arg("--out").arg(&out).output().expect("run");
     assert!(plan().status.success());
-    assert!(failure(&plan()).contains("never overwritten"));
 
     let config = out.join("n1/node.toml");
     let run = program(&home).args(["run", "--config"]).arg(&config).output().expect("run");

@@ -1,5 +1,6 @@
 //! A plan that is in use gets one more node: same authorities, same cluster, the next id that was never
-//! used. What was written before is not touched, except for the ledger of all nodes ever minted.
+//! used. What was written before is not touched, except for the ledger of all nodes ever minted. A list of
+//! hosts that says otherwise of a node that was minted is refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,19 +36,39 @@ struct LedgerNode {
     peer: String,
     client: String,
     sign_key: String,
+    /// Not told to other nodes: here to notice when the list of hosts says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    admin_port: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data_dir: Option<PathBuf>,
     /// Another one was minted in its place: new nodes need not know it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     replaced: bool,
 }
 
-impl From<&PlanNode> for LedgerNode {
-    fn from(node: &PlanNode) -> Self {
-        let NodeSection { id, name, peer, client, sign_key } = NodeSection::from(node);
-        Self { id, name, peer, client, sign_key, replaced: false }
-    }
-}
-
 impl LedgerNode {
+    fn new(node: &PlanNode, host: &Host) -> Self {
+        let NodeSection { id, name, peer, client, sign_key } = NodeSection::from(node);
+        let (admin_port, data_dir) = (Some(host.admin_port), Some(host.data_dir.clone()));
+        Self { id, name, peer, client, sign_key, admin_port, data_dir, replaced: false }
+    }
+
+    /// What a list of hosts says otherwise of this node: found, expected.
+    fn differs(&self, host: &Host) -> Option<(String, String)> {
+        let address = |port| config::join_address(&host.host, port);
+        let text = |what: &str, value: String| format!("{what} {value}");
+        let port = |port: u16| text("admin_port", port.to_string());
+        let dir = |dir: &PathBuf| text("data_dir", dir.display().to_string());
+        let pairs = [
+            (text("peers at", address(host.peer_port)), Some(text("peers at", self.peer.clone()))),
+            (text("clients at", address(host.client_port)), Some(text("clients at", self.client.clone()))),
+            (port(host.admin_port), self.admin_port.map(port)),
+            (dir(&host.data_dir), self.data_dir.as_ref().map(dir)),
+        ];
+        let mut differing = pairs.into_iter().filter_map(|(found, minted)| Some((found, minted?)));
+        differing.find(|(found, minted)| found != minted)
+    }
+
     fn section(&self) -> NodeSection {
         let Self { id, name, peer, client, sign_key, .. } = self.clone();
         NodeSection { id, name, peer, client, sign_key }
@@ -59,8 +80,8 @@ pub fn is_plan(out: &Path) -> bool {
     out.join(LEDGER).exists()
 }
 
-/// Adds the hosts of a `cluster.toml` that the plan in `out` does not have yet. Those that it has and the
-/// file lacks were replaced.
+/// Adds the hosts of a `cluster.toml` that the plan in `out` does not have yet; when it has them all, nothing
+/// is changed. What the file says of the others must be what was minted.
 pub fn extend(
     cluster: &ClusterFile,
     out: &Path,
@@ -71,12 +92,11 @@ pub fn extend(
     let ledger = Ledger::load(out)?;
     let is_known = |host: &&Host| ledger.node.iter().any(|known| known.name == host.name);
     let new: Vec<&Host> = cluster.node.iter().filter(|host| !is_known(host)).collect();
-    let is_listed = |known: &LedgerNode| cluster.node.iter().any(|host| host.name == known.name);
-    let replaced = ledger.node.iter().filter(|known| !is_listed(known)).map(|known| known.name.clone()).collect();
+    ledger.agrees_with(cluster)?;
     if new.is_empty() {
-        return Err(PlanError::NothingNew(out.into()));
+        return Ok((ledger.plan(out)?, Vec::new()));
     }
-    add(ledger, out, &new, replaced, rng, tuning)
+    add(ledger, out, &new, None, rng, tuning)
 }
 
 /// Adds one host to the plan in `out`, in place of the node named `replaces`, if one is.
@@ -90,9 +110,6 @@ pub fn add_host(
     let ledger = Ledger::load(out)?;
     host.check()?;
     let known = |name: &str| ledger.node.iter().any(|known| known.name == name);
-    let invalid = |what: &str, found: String, expected: &str| {
-        Err(PlanError::Invalid { what: what.into(), found, expected: expected.into() })
-    };
     if known(&host.name) {
         return invalid("--add", format!("{:?}, which was minted before", host.name), "a name of its own");
     }
@@ -100,14 +117,14 @@ pub fn add_host(
         let names: Vec<&str> = ledger.node.iter().map(|known| known.name.as_str()).collect();
         return invalid("--replaces", format!("{replaces:?}"), &format!("a node of the plan: {}", names.join(", ")));
     }
-    add(ledger, out, &[host], replaces.into_iter().map(str::to_owned).collect(), rng, tuning)
+    add(ledger, out, &[host], replaces, rng, tuning)
 }
 
 fn add(
     mut ledger: Ledger,
     out: &Path,
     hosts: &[&Host],
-    replaced: Vec<String>,
+    replaced: Option<&str>,
     rng: &impl Rng,
     tuning: &Tuning,
 ) -> Result<(Plan, Vec<PathBuf>), PlanError> {
@@ -116,14 +133,14 @@ fn add(
     let cluster = ledger.cluster_id(out)?;
     let authorities =
         [Authority::load(cluster, "peer", &out.join("ca"))?, Authority::load(cluster, "client", &out.join("ca"))?];
-    for known in ledger.node.iter_mut().filter(|known| replaced.contains(&known.name)) {
+    for known in ledger.node.iter_mut().filter(|known| replaced == Some(&known.name)) {
         known.replaced = true;
     }
     let mut minted = Vec::new();
     for host in hosts {
         let id = NodeId(ledger.node.iter().map(|known| known.id).max().unwrap_or(0) + 1);
         let (node, key) = mint_node(host, id, rng);
-        ledger.node.push(LedgerNode::from(&node));
+        ledger.node.push(LedgerNode::new(&node, host));
         minted.push((host, node, key));
     }
     let plan = ledger.plan(out)?;
@@ -139,11 +156,11 @@ fn add(
 
 impl Ledger {
     /// Of a plan that was just minted.
-    pub fn of(plan: &Plan) -> Self {
+    pub fn of(plan: &Plan, hosts: &[Host]) -> Self {
         Self {
             cluster: plan.cluster.to_string(),
             shards: plan.shards,
-            node: plan.nodes.iter().map(LedgerNode::from).collect(),
+            node: plan.nodes.iter().zip(hosts).map(|(node, host)| LedgerNode::new(node, host)).collect(),
         }
     }
 
@@ -152,6 +169,34 @@ impl Ledger {
         let unreadable = |cause: String| PlanError::Ledger { path: path.clone(), cause };
         let text = fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
         toml::from_str(&text).map_err(|error| unreadable(error.to_string()))
+    }
+
+    /// Whether a list of hosts says of the nodes that were minted what they are: each host runs with the
+    /// folder that it was given, so the list cannot change it.
+    fn agrees_with(&self, cluster: &ClusterFile) -> Result<(), PlanError> {
+        if cluster.shards != self.shards {
+            let expected = format!("{}, which is fixed for the cluster's life", self.shards);
+            return invalid("shards", cluster.shards.to_string(), &expected);
+        }
+        for known in &self.node {
+            let (name, listed) = (&known.name, cluster.node.iter().find(|host| host.name == known.name));
+            let instead = format!("or another one in its place: --add NAME --host HOST --replaces {name}");
+            match listed.map(|host| known.differs(host)) {
+                Some(_) if known.replaced => {
+                    return invalid("[[node]]", format!("{name:?}, which was replaced"), "a node that was not");
+                }
+                None if !known.replaced => {
+                    let expected = format!("{name:?}, which was minted, {instead}");
+                    return invalid("[[node]]", format!("no {name:?}"), &expected);
+                }
+                Some(Some((found, minted))) => {
+                    let expected = format!("{minted}, as it was minted, {instead}");
+                    return invalid(&format!("[[node]] {name:?}"), found, &expected);
+                }
+                Some(None) | None => {}
+            }
+        }
+        Ok(())
     }
 
     /// Writes it so that it is there whole or as it was before.
@@ -182,6 +227,10 @@ impl Ledger {
         nodes.sort_by_key(|node| node.id);
         Ok(Plan { cluster: self.cluster_id(out)?, shards: self.shards, nodes })
     }
+}
+
+fn invalid<T>(what: &str, found: String, expected: &str) -> Result<T, PlanError> {
+    Err(PlanError::Invalid { what: what.into(), found, expected: expected.into() })
 }
 
 impl Authority {
