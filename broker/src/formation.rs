@@ -105,7 +105,8 @@ impl<E: Env> Formation<E> {
             return Err(FormationError::OtherPlan(dir));
         }
         let formed = promise.as_ref().is_some_and(|promise| promise.formed.is_some());
-        let waiting_for = if formed { None } else { Some("the other nodes of the plan".to_owned()) };
+        let others = if join { "an answer of the cluster's members" } else { "the other nodes of the plan" };
+        let waiting_for = (!formed).then(|| others.to_owned());
         Ok(Self {
             env,
             dir,

@@ -3,8 +3,10 @@
 //! It promises its directory to nobody but itself, fsynced, and asks the members to be taken in until an
 //! admin has said so. Then the groups' leaders send it their logs, and it is ready when it votes in all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use unibus_proto::id::{DirectoryId, NodeId};
 use unibus_proto::log::PlannedNode;
 use unibus_proto::peer::join_response::State;
@@ -38,21 +40,29 @@ impl<E: Env> Formation<E> {
     async fn ask_until_accepted(&self, members: &Members<E>) -> Result<(), FormationError> {
         let Some(own) = self.own() else { return Err(FormationError::OtherPlan(self.dir.clone())) };
         // Accepted once and heard of by the log, it need not ask again after a restart.
+        // What each member said last.
+        let mut said = BTreeMap::new();
         while !members.has_us() {
             let peers: Vec<NodeId> = members.present().into_keys().filter(|node| *node != self.identity.node).collect();
-            let asked = peers.iter().map(|&peer| join::ask(&self.env, &self.identity, peer, own.clone()));
-            let mut waits = BTreeMap::new();
-            for (peer, answer) in peers.iter().zip(futures::future::join_all(asked).await) {
+            said.retain(|peer, _| peers.contains(peer));
+            let ask = async |peer| (peer, join::ask(&self.env, &self.identity, peer, own.clone()).await);
+            // One at a time as they come: a lost member, which may be why this node is here, keeps nobody waiting.
+            let mut answers: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
+            while let Some((peer, answer)) = answers.next().await {
                 match answer.map(|answer| (answer.state(), answer.message, answer.registry)) {
-                    Ok((State::Accepted, _, registry)) => members.learn(registry.as_ref()),
-                    Ok((State::Refused, why, _)) => {
-                        return Err(FormationError::Refused { node: self.identity.node, by: *peer, why });
+                    Ok((State::Accepted, _, registry)) => {
+                        members.learn(registry.as_ref());
+                        break;
                     }
-                    Ok((_, why, _)) => drop(waits.insert(why, ())),
-                    Err(why) => drop(waits.insert(format!("{}: {why}", self.describe(*peer)), ())),
+                    Ok((State::Refused, why, _)) => {
+                        return Err(FormationError::Refused { node: self.identity.node, by: peer, why });
+                    }
+                    Ok((_, why, _)) => drop(said.insert(peer, why)),
+                    Err(why) => drop(said.insert(peer, format!("{}: {why}", self.describe(peer)))),
                 }
+                let distinct: BTreeSet<&str> = said.values().map(String::as_str).collect();
+                self.wait_for(Some(distinct.into_iter().collect::<Vec<_>>().join("; ")));
             }
-            self.wait_for(Some(waits.into_keys().collect::<Vec<_>>().join("; ")));
             sleep::<E>(PAUSE).await;
         }
         Ok(())
