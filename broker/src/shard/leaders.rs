@@ -10,9 +10,12 @@ use std::time::Duration;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::peer::{LeadAnswer, LeadOffer, node_request::Request, node_response::Response};
+use unibus_proto::row::NodeRow;
+use unibus_proto::v1::NodeState;
 use unibus_raft_store::env::{Env, Instant, InstantOf, Rng, now, sleep};
 
 use super::{Shards, placement};
+use crate::members::{id_of, state};
 use crate::service::Failure;
 
 /// Between two looks, at least; at most twice as long.
@@ -105,14 +108,23 @@ impl<E: Env> Spread<E> {
     }
 }
 
+/// The voters that are registered to stay and lead.
+fn eligible(rows: &[NodeRow], mut voters: Vec<NodeId>) -> Vec<NodeId> {
+    voters.retain(|voter| rows.iter().any(|row| id_of(row) == *voter) && !steps_back(rows, *voter));
+    voters
+}
+
+/// Whether a node is registered to lead nothing: it is drained, leaves or has left.
+pub(super) fn steps_back(rows: &[NodeRow], node: NodeId) -> bool {
+    rows.iter().any(|row| id_of(row) == node && state(row) != NodeState::Voter)
+}
+
 impl<E: Env> Shards<E> {
-    /// The voters of a group in the order in which they should lead it; none while the nodes are not
-    /// registered, as then the cluster is still being formed.
+    /// The voters of a group in the order in which they should lead it, without those that are drained or
+    /// leave; none while the nodes are not registered, as then the cluster is still being formed.
     pub fn ranking(&self, group: GroupId) -> Option<Vec<NodeId>> {
-        let registered: Vec<NodeId> =
-            self.meta().view(|machine| machine.nodes()).iter().map(|node| NodeId(node.node_id)).collect();
-        let voters = self.group(group).ok()?.status().voters;
-        let eligible: Vec<NodeId> = voters.into_iter().filter(|voter| registered.contains(voter)).collect();
+        let rows = self.meta().view(|machine| machine.node_rows());
+        let eligible = eligible(&rows, self.group(group).ok()?.status().voters);
         (!eligible.is_empty()).then(|| placement::ranking(group, &eligible))
     }
 
@@ -158,5 +170,29 @@ impl<E: Env> Shards<E> {
         };
         self.offer(group, to, keep).await.map_err(declined)?;
         self.transfer(group, to).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unibus_proto::log::PlannedNode;
+
+    use super::*;
+
+    fn row(node_id: u64, state: NodeState) -> NodeRow {
+        let node = Some(PlannedNode { node_id, ..PlannedNode::default() });
+        NodeRow { node, state: state.into(), ..NodeRow::default() }
+    }
+
+    #[test]
+    fn who_is_drained_leaves_or_is_not_registered_leads_nothing() {
+        let states = [NodeState::Voter, NodeState::Draining, NodeState::Removing, NodeState::Removed];
+        let mut rows: Vec<NodeRow> = (1..).zip(states).map(|(node, state)| row(node, state)).collect();
+        rows.push(row(5, NodeState::Unspecified));
+        let voters = || (1..=6).map(NodeId).collect();
+        assert_eq!(eligible(&rows, voters()), [NodeId(1), NodeId(5)], "an older row says nothing and is a voter's");
+        assert_eq!(eligible(&[], voters()), [], "the cluster is still being formed");
+        let back: Vec<u64> = (1..=6).filter(|&node| steps_back(&rows, NodeId(node))).collect();
+        assert_eq!(back, [2, 3, 4], "before the registration anybody may succeed");
     }
 }

@@ -66,7 +66,8 @@ impl<E: Env> Shards<E> {
             let (batcher, publishes) = Batcher::new();
             let (commands, others) = Commands::new();
             runs.push((publishes, others));
-            let (clock, barrier, handing_over) = (LogClock::default(), Barrier::default(), tokio::sync::Mutex::default());
+            let (clock, barrier, handing_over) =
+                (LogClock::default(), Barrier::default(), tokio::sync::Mutex::default());
             Slot { group, clock, barrier, batcher, commands, handing_over }
         });
         let (slots, budget) = (slots.collect(), Budget::default());

@@ -9,6 +9,7 @@ use unibus_proto::limits::PROPOSE_PATIENCE;
 use unibus_raft_store::env::{Env, now, sleep};
 
 use super::Shards;
+use super::leaders::steps_back;
 use crate::service::Failure;
 
 /// An election takes some 300 ms.
@@ -44,11 +45,12 @@ impl<E: Env> Shards<E> {
         }
     }
 
-    /// Who can best take over a group that this node leads.
+    /// Who can best take over a group that this node leads; nobody who is drained or leaves.
     pub fn best_successor(&self, group: GroupId) -> Option<NodeId> {
         let status = self.group(group).ok()?.status();
+        let rows = self.meta().view(|machine| machine.node_rows());
         let able = status.voters.iter().copied().filter(|&voter| self.may_lead(group, voter).is_ok());
-        able.max_by_key(|voter| status.matched.get(voter).copied())
+        able.filter(|&voter| !steps_back(&rows, voter)).max_by_key(|voter| status.matched.get(voter).copied())
     }
 
     /// What is known here against `to` as the next leader of a group that this node leads.
