@@ -29,8 +29,9 @@ pub enum GroupCommand {
         /// The group: meta, s1, s2, ...
         #[arg(value_parser = parse::group)]
         group: GroupId,
-        /// The node, by name or id
-        node: String,
+        /// The node: name or id
+        #[arg(value_name = "NODE")]
+        which: String,
     },
 }
 

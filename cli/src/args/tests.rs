@@ -55,6 +55,20 @@ fn every_option_has_help_and_none_takes_a_secret() {
     });
 }
 
+/// clap gives one value to all arguments of an id: `group transfer s1 n3` once spoke to n3 alone, as `--node n3` does.
+#[test]
+fn no_argument_is_taken_for_a_global_option() {
+    let globals: Vec<_> =
+        command().get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().clone()).collect();
+    assert!(globals.iter().any(|id| id == "node"), "{globals:?}");
+    walk(&command(), "unibusctl", &mut |page, path| {
+        for arg in page.get_arguments().filter(|arg| !arg.is_global_set()) {
+            let local_list = path == "unibusctl profile add";
+            assert!(local_list || !globals.contains(arg.get_id()), "{path}: {} is also a global option", arg.get_id());
+        }
+    });
+}
+
 #[test]
 fn first_page_lists_every_command_with_its_own_words() {
     for child in command().get_subcommands().filter(|child| child.get_name() != "help") {

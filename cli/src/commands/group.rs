@@ -18,7 +18,7 @@ pub async fn run(command: &GroupCommand, global: &Global, out: Output) -> Result
     let client = Session::open(global, out)?.client;
     match command {
         GroupCommand::List => list(&client, out).await,
-        GroupCommand::Transfer { group, node } => transfer(&client, *group, node, out).await,
+        GroupCommand::Transfer { group, which } => transfer(&client, *group, which, out).await,
     }
 }
 
