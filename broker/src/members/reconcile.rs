@@ -84,8 +84,7 @@ async fn move_group<E: Env>(
     wanted: &Wanted,
     alive: &BTreeSet<NodeId>,
 ) -> Result<Vec<NodeId>, String> {
-    let leader = shards.group(group).ok().and_then(|replica| replica.leader());
-    let leader = leader.ok_or_else(|| format!("group {group}: no leader"))?;
+    let leader = shards.leader_of(group, alive).ok_or_else(|| format!("group {group}: no leader"))?;
     let membership = shards.membership_of(group, leader).await.map_err(|why| format!("group {group}: {why}"))?;
     match next(wanted, &membership, leader, alive) {
         Decision::Settled => Ok(membership.members.into_keys().collect()),
@@ -118,6 +117,18 @@ impl<E: Env> Shards<E> {
     fn alive(&self) -> BTreeSet<NodeId> {
         let others = self.peers().ids().into_iter().filter(|&node| self.peers().is_reachable(node));
         others.chain([self.node()]).collect()
+    }
+
+    /// Who leads a group. A node that is new may lead meta before it is taken into the group, and then hears of
+    /// the group's leader from the peers alone.
+    fn leader_of(&self, group: GroupId, alive: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let own = self.group(group).ok().and_then(|replica| replica.leader());
+        own.or_else(|| {
+            let said = alive.iter().filter_map(|&node| Some((node, self.peers().status_of(node)?)));
+            let led = said.flat_map(|(node, status)| status.replicas.into_iter().map(move |replica| (node, replica)));
+            let leads = led.filter(|(node, replica)| replica.group == group.0 && replica.leader == node.0);
+            leads.max_by_key(|(_, replica)| replica.term).map(|(node, _)| node)
+        })
     }
 
     async fn membership_of(&self, group: GroupId, leader: NodeId) -> Result<GroupMembership, String> {
