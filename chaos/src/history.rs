@@ -107,8 +107,11 @@ pub struct History {
     pub statuses: Vec<Status>,
     /// Hashes of the files that must be the same everywhere: by group and name, each with the nodes that have
     /// them.
-    pub files: BTreeMap<(GroupId, FileName), Vec<(NodeId, [u8; 32])>>,
+    pub files: BTreeMap<(GroupId, FileName), Vec<HashAt>>,
 }
+
+/// The hash of a file on a node.
+pub type HashAt = (NodeId, [u8; 32]);
 
 /// A file that has the same bytes on every replica that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

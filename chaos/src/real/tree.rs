@@ -274,7 +274,7 @@ mod tests {
             fs::create_dir_all(tree.join("blobs")).unwrap();
             fs::write(tree.join("db"), vec![7; 10_000]).unwrap();
             let found = trees(&dir.path().join("groups"), "tree-").unwrap();
-            assert_eq!(found, [tree.clone()]);
+            assert_eq!(found, std::slice::from_ref(&tree));
             let older = dir.path().join("0");
             copy_all(&found, dir.path()).unwrap();
             fs::write(older.join("db"), "older").unwrap();

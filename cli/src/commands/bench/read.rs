@@ -37,6 +37,7 @@ pub trait Note: Clone + Send + 'static {
 }
 
 /// Readers that are running.
+#[allow(clippy::disallowed_types, reason = "the CLI is not simulated")]
 pub struct Reading<N> {
     tasks: JoinSet<Result<(N, bool)>>,
     expected: watch::Sender<u64>,
