@@ -81,7 +81,7 @@ pub struct Dev {
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// The list of hosts. With more [[node]] than an existing plan has: the new ones are added to it. With the
+    /// The list of hosts. With more `[[node]]` than an existing plan has: the new ones are added to it. With the
     /// same: nothing is changed. A list that changes or lacks one of its nodes is refused
     #[arg(required_unless_present = "add")]
     pub cluster: Option<PathBuf>,

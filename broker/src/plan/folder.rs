@@ -125,7 +125,7 @@ impl NewNode<'_> {
              useradd --system --home-dir {INSTALLED} --shell /usr/sbin/nologin unibus; chown -R unibus: {INSTALLED}\n  \
              unibus-node check-config {INSTALLED}/node.toml\n  \
              systemctl enable --now {INSTALLED}/unibus-node.service\n\n\
-             curl -s http://127.0.0.1:{admin_port}/readyz says \"ok\", or what the node waits for.\n\n{then}",
+             curl -s http://127.0.0.1:{admin_port}/readyz says \"ready\", or what the node waits for.\n\n{then}",
             self.plan.cluster
         )
     }
