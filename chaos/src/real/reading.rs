@@ -34,6 +34,11 @@ impl NodeReader {
         self.node
     }
 
+    /// Where the next read begins; a room that is not named begins at its start.
+    pub fn positions(&self) -> &BTreeMap<RoomId, Sequence> {
+        &self.positions
+    }
+
     /// What was added since the last read.
     pub async fn read_new(&mut self) -> Result<BTreeMap<RoomId, Vec<Entry>>, String> {
         let resume = std::mem::take(&mut self.positions);

@@ -108,10 +108,13 @@ impl Stage {
         let mut read = 0;
         for reader in &mut self.readers {
             let unread = |what| vec![Violation { invariant: "replicas can be read", what }];
+            let begins = reader.positions().clone();
             let rooms = reader.read_new().await.map_err(unread)?;
             read += rooms.values().map(|entries| entries.len() as u64).sum::<u64>();
-            let scans = rooms.into_iter().map(|(room, entries)| ((reader.node(), room), entries));
-            self.recorder.history().scans.extend(scans);
+            let mut history = self.recorder.history();
+            // What is before was judged when it was new, and is again at the end.
+            history.floors.extend(begins.into_iter().map(|(room, next)| ((reader.node(), room), next.0)));
+            history.scans.extend(rooms.into_iter().map(|(room, entries)| ((reader.node(), room), entries)));
         }
         let mut broken = invariants::check(&self.recorder.history());
         broken.extend(self.compare_segments(false).await.err());
