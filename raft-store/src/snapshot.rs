@@ -4,7 +4,7 @@
 //! A snapshot is a manifest and the files that it lists: rows, by key range and named after their hashes, and
 //! segments. The last two are kept; the log is purged below the older one only, so that either can be built
 //! on. A file goes when no snapshot that is kept or on its way lists it. A snapshot of a peer is
-//! [staged](stage), verified by hash, and takes effect by one rename.
+//! staged (`stage.rs`), verified by hash, and takes effect by one rename.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
