@@ -11,7 +11,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use openraft_rt_tokio::TokioRuntime;
@@ -20,7 +19,7 @@ use unibus_proto::id::NodeId;
 use crate::env::{Clock, Disk, DiskFile, Duplex, Env, FrameRx, FrameTx, Lane, Net, NetError, OpenMode, Rng};
 use crate::tree::LogTrees;
 
-/// Tokio, `std::fs`, no network, system clock, seeded randomness.
+/// Tokio, `std::fs`, no network, a clock that stands still, seeded randomness.
 #[derive(Clone, Debug)]
 pub struct TestEnv {
     rng: SeededRng,
@@ -38,7 +37,7 @@ impl Env for TestEnv {
     type Net = NoNet;
     type Disk = FsDisk;
     type Trees = LogTrees<FsDisk>;
-    type Clock = SystemClock;
+    type Clock = FixedClock;
     type Rng = SeededRng;
 
     fn net(&self) -> &NoNet {
@@ -50,21 +49,21 @@ impl Env for TestEnv {
     fn trees(&self) -> LogTrees<FsDisk> {
         LogTrees(FsDisk)
     }
-    fn clock(&self) -> &SystemClock {
-        &SystemClock
+    fn clock(&self) -> &FixedClock {
+        &FixedClock
     }
     fn rng(&self) -> &SeededRng {
         &self.rng
     }
 }
 
-/// The system's wall clock.
+/// A wall clock that stands still: the store stamps nothing with it, so that no test depends on the day.
 #[derive(Clone, Copy, Debug)]
-pub struct SystemClock;
+pub struct FixedClock;
 
-impl Clock for SystemClock {
+impl Clock for FixedClock {
     fn now_ms(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+        1_800_000_000_000
     }
 }
 

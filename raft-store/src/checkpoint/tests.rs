@@ -6,9 +6,10 @@ use openraft_rt_tokio::TokioRuntime;
 use unibus_proto::id::{ClusterId, GroupId, NodeId};
 
 use super::*;
+use crate::env::{Instant, now};
 use crate::tables::{FrozenRows, Tables};
 use crate::testing::crash::{CrashDisk, CrashEnv};
-use crate::testing::{FsDisk, NoNet, SeededRng, SystemClock, TestEnv};
+use crate::testing::{FixedClock, FsDisk, NoNet, SeededRng, TestEnv};
 use crate::tree::{LogTree, LogTrees, SledTrees, TreeRead, TreeRow};
 use crate::types::{SnapshotMeta, StoredMembership, log_id};
 use unibus_machine::Rows;
@@ -68,7 +69,7 @@ macro_rules! env {
             type Net = NoNet;
             type Disk = $disk;
             type Trees = $trees;
-            type Clock = SystemClock;
+            type Clock = FixedClock;
             type Rng = SeededRng;
 
             fn net(&self) -> &NoNet {
@@ -80,8 +81,8 @@ macro_rules! env {
             fn trees(&self) -> $trees {
                 self.trees.clone()
             }
-            fn clock(&self) -> &SystemClock {
-                &SystemClock
+            fn clock(&self) -> &FixedClock {
+                &FixedClock
             }
             fn rng(&self) -> &SeededRng {
                 &self.rng
@@ -387,7 +388,7 @@ fn cut(file: &Path) {
 
 /// A tree closes on a thread of its own.
 fn wait_until_closed(tree: &Path) {
-    let begun = std::time::Instant::now();
+    let begun = now::<TestEnv>();
     let file = std::fs::File::open(tree.join("db")).expect("there");
     while file.try_lock().is_err() {
         assert!(begun.elapsed() < PATIENCE, "it does not close");

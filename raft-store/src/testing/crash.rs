@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use openraft_rt_tokio::TokioRuntime;
 
-use super::{NoNet, SeededRng, SystemClock};
+use super::{FixedClock, NoNet, SeededRng};
 use crate::env::{Disk, DiskFile, Env, OpenMode, Rng};
 use crate::tree::LogTrees;
 
@@ -38,7 +38,7 @@ impl Env for CrashEnv {
     type Net = NoNet;
     type Disk = CrashDisk;
     type Trees = LogTrees<CrashDisk>;
-    type Clock = SystemClock;
+    type Clock = FixedClock;
     type Rng = SeededRng;
 
     fn net(&self) -> &NoNet {
@@ -50,8 +50,8 @@ impl Env for CrashEnv {
     fn trees(&self) -> LogTrees<CrashDisk> {
         LogTrees(self.disk.clone())
     }
-    fn clock(&self) -> &SystemClock {
-        &SystemClock
+    fn clock(&self) -> &FixedClock {
+        &FixedClock
     }
     fn rng(&self) -> &SeededRng {
         &self.rng

@@ -6,7 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use tokio::sync::watch;
 use unibus_raft_store::env::{Disk, DiskFile, Env, OpenMode};
-use unibus_raft_store::testing::{FsDisk, FsFile, NoNet, SeededRng, SystemClock, TestEnv};
+use unibus_raft_store::testing::{FixedClock, FsDisk, FsFile, NoNet, SeededRng, TestEnv};
 use unibus_raft_store::tree::LogTrees;
 
 #[derive(Clone)]
@@ -37,7 +37,7 @@ impl Env for HeldEnv {
     type Net = NoNet;
     type Disk = HeldDisk;
     type Trees = LogTrees<FsDisk>;
-    type Clock = SystemClock;
+    type Clock = FixedClock;
     type Rng = SeededRng;
 
     fn net(&self) -> &NoNet {
@@ -49,8 +49,8 @@ impl Env for HeldEnv {
     fn trees(&self) -> LogTrees<FsDisk> {
         LogTrees(FsDisk)
     }
-    fn clock(&self) -> &SystemClock {
-        &SystemClock
+    fn clock(&self) -> &FixedClock {
+        &FixedClock
     }
     fn rng(&self) -> &SeededRng {
         &self.rng

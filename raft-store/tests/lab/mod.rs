@@ -19,7 +19,7 @@ use unibus_raft_store::env::{Env, Net};
 use unibus_raft_store::identity::DirectoryLock;
 use unibus_raft_store::store::{Store, StoreConfig};
 use unibus_raft_store::stream::accept_stream;
-use unibus_raft_store::testing::{FsDisk, SeededRng, SystemClock, TestEnv};
+use unibus_raft_store::testing::{FixedClock, FsDisk, SeededRng, TestEnv};
 use unibus_raft_store::tree::SledTrees;
 use unibus_raft_store::types::Member;
 use unibus_raft_store::wal::WalConfig;
@@ -49,7 +49,7 @@ impl Env for LabEnv {
     type Net = MemNet;
     type Disk = FsDisk;
     type Trees = SledTrees;
-    type Clock = SystemClock;
+    type Clock = FixedClock;
     type Rng = SeededRng;
 
     fn net(&self) -> &MemNet {
@@ -61,8 +61,8 @@ impl Env for LabEnv {
     fn trees(&self) -> SledTrees {
         SledTrees
     }
-    fn clock(&self) -> &SystemClock {
-        &SystemClock
+    fn clock(&self) -> &FixedClock {
+        &FixedClock
     }
     fn rng(&self) -> &SeededRng {
         &self.rng
