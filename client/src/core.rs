@@ -198,7 +198,7 @@ impl<P: Platform> Core<P> {
     }
 
     /// An attempt at `node` and, if that is wanted, at others beside it while nobody answers; the first
-    /// success counts. Says whose answer it is.
+    /// success counts, or the first that says that there is no leader. Says whose answer it is.
     async fn attempt_beside<T>(
         &self,
         node: Node,
@@ -219,6 +219,10 @@ impl<P: Platform> Core<P> {
             tokio::select! {
                 biased;
                 Some(answered) = running.next() => {
+                    // It looked for a leader for long; who has one would have answered by now.
+                    if matches!(&answered, (_, Err((_, error))) if error.code == ErrorCode::NoLeader) {
+                        return answered;
+                    }
                     if !matches!(&answered, (_, Err((_, error))) if error.is_transient()) {
                         let outrun = asked.iter().filter(|node| node.address != answered.0.address);
                         outrun.for_each(|node| self.note_failure(&node.address, &silent(node, "the call")));

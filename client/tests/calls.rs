@@ -149,6 +149,26 @@ async fn with_two_silent_nodes_a_publish_is_refused_in_time_with_the_reason() {
     assert!(started.elapsed() <= Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
+/// P5. A node that is left alone looks for a leader for nearly two seconds before it says so; the nodes that
+/// are asked beside it meanwhile are dead or silent, and neither may hide its answer nor be waited for.
+#[tokio::test(start_paused = true)]
+async fn without_a_quorum_a_read_is_refused_when_the_node_that_is_left_says_so() {
+    for silent in [false, true] {
+        let cluster = Cluster::new();
+        for node in 1..=2 {
+            cluster.lock().node(node).deaf = silent;
+            cluster.lock().node(node).down = !silent;
+        }
+        cluster.lock().node(3).leaderless_after = Some(Duration::from_millis(1_900));
+        let config = ClientConfig::new(["n1:1", "n2:1", "n3:1"]).patience(Duration::from_secs(3));
+        let client = Client::unconnected(FakePlatform::new(cluster.clone()), config, alice());
+        let started = tokio::time::Instant::now();
+        let error = client.room(ROOM).await.unwrap_err();
+        assert_eq!((error.code, error.outcome), (ErrorCode::NoLeader, Outcome::None), "{error}");
+        assert!(started.elapsed() < Duration::from_millis(2_700), "silent {silent}: {:?}", started.elapsed());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_that_fails_at_once_is_not_waited_for() {
     let cluster = Cluster::new();

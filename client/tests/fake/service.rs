@@ -226,6 +226,11 @@ impl v1::room_service_server::RoomService for Server {
 
     async fn get_room(&self, request: Request<v1::GetRoomRequest>) -> Result<Response<v1::GetRoomResponse>, Status> {
         self.admit(request.metadata())?;
+        let leaderless_after = self.cluster.lock().node(self.node).leaderless_after;
+        if let Some(after) = leaderless_after {
+            tokio::time::sleep(after).await;
+            return Err(status(ErrorCode::NoLeader, 0));
+        }
         let state = self.cluster.lock();
         let id = match request.into_inner().room.unwrap().room.unwrap() {
             v1::room_ref::Room::RoomId(id) => RoomId::from_bytes(&id).ok(),

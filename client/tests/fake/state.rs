@@ -44,6 +44,8 @@ pub struct Node {
     pub down: bool,
     /// Takes connections and never answers.
     pub deaf: bool,
+    /// Says after this time that no group has a leader.
+    pub leaderless_after: Option<std::time::Duration>,
     /// Does not take tokens until it is asked so often.
     pub refuse_tokens: u32,
     pub publish_faults: VecDeque<Fault>,
