@@ -9,6 +9,7 @@ use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use prost::Message;
 use tempfile::TempDir;
+use unibus_broker::env::SystemClock;
 use unibus_broker::node::{Node, NodeConfig};
 use unibus_broker::plan::{Plan, PlanNode};
 use unibus_broker::service::{Caller, Failure, Service, Subscription};
@@ -18,7 +19,7 @@ use unibus_proto::signed::sha256;
 use unibus_proto::v1::*;
 use unibus_raft_store::StoreConfig;
 use unibus_raft_store::env::{Clock, Instant, Rng, now, sleep, timeout};
-use unibus_raft_store::testing::{SeededRng, SystemClock};
+use unibus_raft_store::testing::SeededRng;
 
 use crate::net::{Hub, HubEnv};
 

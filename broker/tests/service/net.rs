@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use bytes::{Bytes, BytesMut};
 use openraft_rt_tokio::TokioRuntime;
 use tokio::sync::mpsc;
+use unibus_broker::env::SystemClock;
 use unibus_proto::id::NodeId;
 use unibus_raft_store::env::{Duplex, Env, FrameRx, FrameTx, Lane, Net, NetError};
-use unibus_raft_store::testing::{FsDisk, SeededRng, SystemClock};
+use unibus_raft_store::testing::{FsDisk, SeededRng};
 use unibus_raft_store::tree::LogTrees;
 
 /// Frames on their way in one direction of a stream.
