@@ -9,20 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::process::{Child as Process, Command};
 
+use super::loopback;
 use crate::config::{ENV_PREFIX, NodeFile};
 
 /// Long enough to watch the others go on.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// A node hands its leaderships over first.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 const WATCH_EVERY: Duration = Duration::from_millis(100);
-/// Bytes of a readiness answer that we read.
-const ANSWER_BYTES_MAX: u64 = 16 << 10;
 const LOG_LINES: usize = 5;
 /// Where tokio looks for the number of its threads.
 const WORKERS_ENV: &str = "TOKIO_WORKER_THREADS";
@@ -69,10 +65,7 @@ impl Child {
 
     /// Whether it is ready; else why not.
     pub async fn ready(&self) -> Result<(), String> {
-        let probe = tokio::time::timeout(PROBE_PATIENCE, get(&self.file.listen.admin, "/readyz"));
-        let answer = probe.await.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        if head.starts_with("HTTP/1.1 200") || head.starts_with("HTTP/1.0 200") { Ok(()) } else { Err(body.into()) }
+        loopback::ready(&self.file.listen.admin).await
     }
 
     fn watch(&mut self) -> io::Result<()> {
@@ -149,13 +142,4 @@ fn explain(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => status.to_string(),
     }
-}
-
-async fn get(address: &str, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -6,11 +6,11 @@
 
 mod admin;
 mod child;
+pub mod loopback;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::config::{self, NodeFile};
 use crate::env::SystemRng;
 use crate::plan::{self, ClusterFile, Host, Tuning};
 use child::Child;
+use loopback::{LOOPBACK, Ports};
 
 /// Until all nodes are ready; a debug build on a busy machine is slow.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
@@ -31,7 +32,6 @@ const READY_USUAL: Duration = Duration::from_secs(5);
 const POLL_EVERY: Duration = Duration::from_millis(50);
 /// The loopback interface carries more; ten of these are what the kernel takes at once.
 const LOOPBACK_MTU: u16 = 6_500;
-const LOOPBACK: &str = "127.0.0.1";
 
 /// Runs until Ctrl-C.
 pub async fn run(args: &Dev) -> Result<(), String> {
@@ -128,31 +128,15 @@ fn create(dir: &Path, nodes: u8) -> Result<(), String> {
 }
 
 fn cluster_file(nodes: u8) -> io::Result<ClusterFile> {
-    // All sockets stay open until the last port is found, so that none is found twice.
-    let (mut held_tcp, mut held_udp) = (Vec::new(), Vec::new());
-    let mut tcp = || {
-        let listener = TcpListener::bind((LOOPBACK, 0))?;
-        let port = listener.local_addr()?.port();
-        held_tcp.push(listener);
-        io::Result::Ok(port)
+    let host = |(number, ports): (usize, Ports)| Host {
+        name: format!("n{number}"),
+        host: LOOPBACK.into(),
+        peer_port: ports.peer,
+        client_port: ports.client,
+        admin_port: ports.admin,
+        data_dir: "data".into(),
     };
-    let mut udp = || {
-        let socket = UdpSocket::bind((LOOPBACK, 0))?;
-        let port = socket.local_addr()?.port();
-        held_udp.push(socket);
-        io::Result::Ok(port)
-    };
-    let mut hosts = Vec::new();
-    for number in 1..=nodes {
-        hosts.push(Host {
-            name: format!("n{number}"),
-            host: LOOPBACK.into(),
-            peer_port: udp()?,
-            client_port: tcp()?,
-            admin_port: tcp()?,
-            data_dir: "data".into(),
-        });
-    }
+    let hosts = (1..).zip(Ports::free(nodes.into())?).map(host).collect();
     Ok(ClusterFile { shards: unibus_proto::limits::SHARDS_DEFAULT, node: hosts })
 }
 

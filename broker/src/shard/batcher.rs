@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use unibus_proto::code::ErrorCode;
@@ -22,7 +20,7 @@ use unibus_proto::v1::PublishOutcome;
 use unibus_raft_store::Group;
 use unibus_raft_store::env::Env;
 
-use super::Shards;
+use super::{Shards, entries};
 use crate::service::Failure;
 
 /// What a waiting publish costs beside its bytes.
@@ -139,27 +137,13 @@ pub(super) async fn drive<E: Env>(shards: Shards<E>, shard: GroupId, waiting: mp
 }
 
 async fn run<F: Future<Output = ()>>(
-    mut waiting: mpsc::UnboundedReceiver<Waiting>,
+    waiting: mpsc::UnboundedReceiver<Waiting>,
     mut propose: impl FnMut(Vec<Waiting>) -> F,
 ) {
-    let mut queue = VecDeque::new();
-    let mut in_flight = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            biased;
-            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
-            next = waiting.recv() => match next {
-                Some(next) => queue.push_back(next),
-                None => return,
-            }
-        }
-        while let Ok(next) = waiting.try_recv() {
-            queue.push_back(next);
-        }
-        while !queue.is_empty() && (in_flight.len() < BATCHES_IN_FLIGHT || is_full(&queue)) {
-            in_flight.push(propose(next_batch(&mut queue)));
-        }
-    }
+    let take = |queue: &mut VecDeque<Waiting>, in_flight| {
+        (in_flight < BATCHES_IN_FLIGHT || is_full(queue)).then(|| propose(next_batch(queue)))
+    };
+    entries::drive(waiting, take).await;
 }
 
 async fn propose<E: Env>(shards: Shards<E>, shard: GroupId, batch: Vec<Waiting>) {

@@ -3,8 +3,6 @@
 
 use std::collections::VecDeque;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use unibus_proto::code::ErrorCode;
@@ -14,9 +12,9 @@ use unibus_proto::log::{CommandBatch, Proposal, Reply, proposal::Command, reply}
 use unibus_raft_store::Committed;
 use unibus_raft_store::env::{Env, InstantOf, now};
 
-use super::Shards;
 use super::batcher::Reserved;
 use super::propose::ANSWER_RESERVE;
+use super::{Shards, entries};
 use crate::service::Failure;
 
 /// Entries of commands that one group has on the way from this node before commands wait for each other.
@@ -74,27 +72,14 @@ fn next_entry<E: Env>(queue: &mut VecDeque<Waiting<E>>) -> Vec<Waiting<E>> {
 }
 
 /// Proposes the commands of one group, for ever.
-pub(super) async fn drive<E: Env>(shards: Shards<E>, group: GroupId, mut waiting: mpsc::UnboundedReceiver<Waiting<E>>) {
-    let mut queue = VecDeque::new();
-    let mut in_flight = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            biased;
-            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
-            next = waiting.recv() => match next {
-                Some(next) => queue.push_back(next),
-                None => return,
-            }
-        }
-        while let Ok(next) = waiting.try_recv() {
-            queue.push_back(next);
-        }
+pub(super) async fn drive<E: Env>(shards: Shards<E>, group: GroupId, waiting: mpsc::UnboundedReceiver<Waiting<E>>) {
+    let take = |queue: &mut VecDeque<Waiting<E>>, in_flight| {
         // Whoever asked has gone: certainly nothing was proposed for him.
         queue.retain(|waiting| !waiting.answer.is_closed());
-        while !queue.is_empty() && in_flight.len() < IN_FLIGHT_MAX {
-            in_flight.push(propose(shards.clone(), group, next_entry(&mut queue)));
-        }
-    }
+        let may_leave = !queue.is_empty() && in_flight < IN_FLIGHT_MAX;
+        may_leave.then(|| propose(shards.clone(), group, next_entry(queue)))
+    };
+    entries::drive(waiting, take).await;
 }
 
 async fn propose<E: Env>(shards: Shards<E>, group: GroupId, entry: Vec<Waiting<E>>) {

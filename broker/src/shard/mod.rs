@@ -4,6 +4,7 @@ pub mod barrier;
 pub mod batcher;
 pub mod clock;
 mod commands;
+mod entries;
 mod fitness;
 mod leaders;
 pub mod placement;

@@ -2,14 +2,14 @@
 //! commands that an operator uses, and a user who may do everything. All of it goes when dropped.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::net::{TcpListener, UdpSocket};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use tokio::process::Command;
+use unibus_broker::dev::loopback::{LOOPBACK, Ports};
 use unibus_client::proto::files::Identity;
 use unibus_client::{Client, ClientConfig, TokioPlatform};
 use unibus_proto::id::{Handle, NodeId};
@@ -21,7 +21,6 @@ use crate::sim::random::Random;
 
 /// Longer than any fault: the SDK has to get through.
 const PATIENCE: Duration = Duration::from_secs(90);
-const LOOPBACK: &str = "127.0.0.1";
 const HANDLE: &str = "chaos";
 
 /// What a floor is made of.
@@ -83,7 +82,7 @@ impl Floor {
         let scratch = tempfile::Builder::new().prefix("unibus-chaos-").tempdir_in(&config.dir);
         let scratch = scratch.map_err(|error| format!("make a directory in {}: {error}", config.dir.display()))?;
         let at = scratch.path();
-        let ports = Ports::find(config.nodes).map_err(|error| format!("find free ports: {error}"))?;
+        let ports = Ports::free(config.nodes).map_err(|error| format!("find free ports: {error}"))?;
         let mut disks = Vec::new();
         for number in 1..=config.nodes {
             disks.push(LoopDisk::create(at, &format!("d{number}"), config.disk_bytes)?);
@@ -93,7 +92,7 @@ impl Floor {
         let mut command = Command::new(&config.binary);
         run(command.arg("plan").arg(at.join("cluster.toml")).arg("--out").arg(&plan)).await?;
         let mut nodes = Vec::new();
-        for (number, (disk, port)) in (1..).zip(disks.into_iter().zip(&ports.0)) {
+        for (number, (disk, port)) in (1..).zip(disks.into_iter().zip(&ports)) {
             let name = format!("n{number}");
             let folder = plan.join(&name);
             append(&folder.join("node.toml"), &config.settings)?;
@@ -151,37 +150,9 @@ fn data_dir(disk: &Path) -> PathBuf {
     disk.join("data")
 }
 
-struct Port {
-    peer: u16,
-    client: u16,
-    admin: u16,
-}
-
-struct Ports(Vec<Port>);
-
-impl Ports {
-    fn find(nodes: u64) -> io::Result<Self> {
-        // All sockets stay open until the last port is found, so that none is found twice.
-        let (mut held_tcp, mut held_udp) = (Vec::new(), Vec::new());
-        let mut tcp = || {
-            let listener = TcpListener::bind((LOOPBACK, 0))?;
-            let port = listener.local_addr()?.port();
-            held_tcp.push(listener);
-            io::Result::Ok(port)
-        };
-        let mut ports = Vec::new();
-        for _ in 0..nodes {
-            let socket = UdpSocket::bind((LOOPBACK, 0))?;
-            ports.push(Port { peer: socket.local_addr()?.port(), client: tcp()?, admin: tcp()? });
-            held_udp.push(socket);
-        }
-        Ok(Self(ports))
-    }
-}
-
-fn cluster_file(shards: u32, disks: &[LoopDisk], ports: &Ports) -> String {
+fn cluster_file(shards: u32, disks: &[LoopDisk], ports: &[Ports]) -> String {
     let mut text = format!("shards = {shards}\n");
-    for (number, (disk, Port { peer, client, admin })) in (1..).zip(disks.iter().zip(&ports.0)) {
+    for (number, (disk, Ports { peer, client, admin })) in (1..).zip(disks.iter().zip(ports)) {
         let data = data_dir(disk.path());
         text += &format!(
             "[[node]]\nname = \"n{number}\"\nhost = \"{LOOPBACK}\"\npeer_port = {peer}\nclient_port = {client}\n\

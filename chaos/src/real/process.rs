@@ -8,14 +8,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use unibus_broker::dev::loopback;
 
 const POLL_EVERY: Duration = Duration::from_millis(10);
-const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-const ANSWER_BYTES_MAX: u64 = 16 << 10;
 
 /// What a node is started from.
 #[derive(Clone, Debug)]
@@ -79,15 +76,10 @@ impl NodeProcess {
         let (admin, began) = (self.program.admin.clone(), self.began);
         async move {
             loop {
-                let probe = tokio::time::timeout(PROBE_PATIENCE, get(&admin, "/readyz")).await;
-                let why = match probe {
-                    Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => return Ok(Instant::now()),
-                    Ok(Ok(answer)) => answer.split_once("\r\n\r\n").unwrap_or_default().1.trim().to_owned(),
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => "no answer".to_owned(),
-                };
+                let Err(why) = loopback::ready(&admin).await else { return Ok(Instant::now()) };
                 if began.elapsed() > patience {
-                    return Err(format!("not ready {:.1} s after its start: {why}", began.elapsed().as_secs_f64()));
+                    let waited = began.elapsed().as_secs_f64();
+                    return Err(format!("not ready {waited:.1} s after its start: {}", why.trim()));
                 }
                 tokio::time::sleep(POLL_EVERY).await;
             }
@@ -156,13 +148,4 @@ pub fn last_lines(path: &Path, count: usize) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
-}
-
-async fn get(address: &str, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -55,6 +55,34 @@ pub struct BenchTime {
     pub warmup: Duration,
 }
 
+/// How a bench with a clock runs.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct BenchRun {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub time: BenchTime,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: BenchCommon,
+}
+
+/// What is stored, and where.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct BenchLoad {
+    /// Bytes of a body
+    #[arg(long, value_name = "BYTES", default_value = "1024", value_parser = body_size)]
+    pub size: usize,
+
+    /// Rooms, to which the publishers are dealt out in turn
+    #[arg(long, value_name = "ROOMS", default_value_t = 1, conflicts_with = "room", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub rooms: u32,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub run: BenchRun,
+}
+
 /// Measures how fast messages are stored, and how long each takes
 ///
 /// Each publisher keeps --in-flight messages on the way and sends the next one when an answer comes
@@ -69,10 +97,6 @@ pub struct BenchTime {
     after_help = "Next: unibusctl bench latency"
 )]
 pub struct BenchPublishArgs {
-    /// Bytes of a body
-    #[arg(long, value_name = "BYTES", default_value = "1024", value_parser = body_size)]
-    pub size: usize,
-
     /// Publishers at the same time, each a producer of its own
     #[arg(long, value_name = "PUBLISHERS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub publishers: u32,
@@ -80,10 +104,6 @@ pub struct BenchPublishArgs {
     /// Messages on the way per publisher
     #[arg(long, value_name = "MESSAGES", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=PRODUCER_WINDOW as i64))]
     pub in_flight: u32,
-
-    /// Rooms, to which the publishers are dealt out in turn
-    #[arg(long, value_name = "ROOMS", default_value_t = 1, conflicts_with = "room", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub rooms: u32,
 
     /// Messages per second of all publishers together, instead of a closed loop
     #[arg(long, value_name = "N/s", value_parser = parse::rate)]
@@ -95,11 +115,7 @@ pub struct BenchPublishArgs {
 
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub time: BenchTime,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub common: BenchCommon,
+    pub load: BenchLoad,
 }
 
 /// Measures how long a message takes to be stored, at a steady rate
@@ -118,25 +134,13 @@ pub struct BenchLatencyArgs {
     #[arg(long, value_name = "N/s", default_value = "1000", value_parser = parse::rate)]
     pub rate: NonZeroU32,
 
-    /// Bytes of a body
-    #[arg(long, value_name = "BYTES", default_value = "1024", value_parser = body_size)]
-    pub size: usize,
-
     /// Publishers, which take turns
     #[arg(long, value_name = "PUBLISHERS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub publishers: u32,
 
-    /// Rooms, to which the publishers are dealt out in turn
-    #[arg(long, value_name = "ROOMS", default_value_t = 1, conflicts_with = "room", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub rooms: u32,
-
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub time: BenchTime,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub common: BenchCommon,
+    pub load: BenchLoad,
 }
 
 /// Measures how long a message takes from its publisher to a subscriber on another node
@@ -169,11 +173,7 @@ pub struct BenchE2eArgs {
 
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub time: BenchTime,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub common: BenchCommon,
+    pub run: BenchRun,
 }
 
 /// Measures how fast a room's history is read
@@ -249,11 +249,7 @@ pub struct BenchFanoutArgs {
 
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub time: BenchTime,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub common: BenchCommon,
+    pub run: BenchRun,
 }
 
 /// Bytes at the start of a body that say when the message was due.

@@ -23,7 +23,7 @@ pub use bench_rooms::BenchRoomsArgs;
 pub use cluster::{CheckArgs, StatusArgs};
 pub use group::{ConfigCommand, GroupCommand, VerifyArgs};
 pub use message::{PubArgs, SubArgs};
-pub use node::{NodeCommand, WaitArgs};
+pub use node::{NodeArgs, NodeCommand};
 pub use people::{IdentityCommand, IdentityNewArgs, UserAddArgs, UserCommand};
 #[cfg(test)]
 pub use people::{IdentityKind, RoleArg};

@@ -24,13 +24,7 @@ pub enum NodeCommand {
         before_help = "Examples:\n  unibusctl node add n4\n  unibusctl node add n4 --no-wait",
         after_help = "Next: unibusctl node list"
     )]
-    Add {
-        /// The node that asks: name or id
-        #[arg(value_name = "NODE")]
-        which: String,
-        #[command(flatten)]
-        wait: WaitArgs,
-    },
+    Add(NodeArgs),
     /// Hands a node's leaderships over, and keeps it from leading until `undrain`
     ///
     /// When it returns, the node leads nothing and is safe to stop.
@@ -38,13 +32,7 @@ pub enum NodeCommand {
         before_help = "Examples:\n  unibusctl node drain n2",
         after_help = "Next: stop the node; when it is back: unibusctl node undrain NODE"
     )]
-    Drain {
-        /// The node: name or id
-        #[arg(value_name = "NODE")]
-        which: String,
-        #[command(flatten)]
-        wait: WaitArgs,
-    },
+    Drain(NodeArgs),
     /// Lets a drained node lead again
     #[command(before_help = "Examples:\n  unibusctl node undrain n2", after_help = "Next: unibusctl node list")]
     Undrain {
@@ -57,14 +45,8 @@ pub enum NodeCommand {
     /// It hands its leaderships over and leaves every group; then it is cut off. Refused when the nodes that
     /// would be left are no live majority. Its id is never used again.
     #[command(before_help = "Examples:\n  unibusctl node remove n3 --yes", after_help = "Next: unibusctl node list")]
-    Remove {
-        /// The node: name or id
-        #[arg(value_name = "NODE")]
-        which: String,
-        #[command(flatten)]
-        wait: WaitArgs,
-    },
-    /// Puts a node that asks to be taken in into the place of another one, lost or not
+    Remove(NodeArgs),
+    /// Puts the node --with, which asks to be taken in, into the place of NODE, lost or not
     ///
     /// The new node learns, then votes; with its vote the old one leaves each group.
     #[command(
@@ -72,20 +54,21 @@ pub enum NodeCommand {
         after_help = "Next: unibusctl node list"
     )]
     Replace {
-        /// The node that leaves: name or id
-        #[arg(value_name = "NODE")]
-        which: String,
+        #[command(flatten)]
+        node: NodeArgs,
         /// The node that asks to be taken in: name or id
         #[arg(long, value_name = "NODE")]
         with: String,
-        #[command(flatten)]
-        wait: WaitArgs,
     },
 }
 
-/// Whether to wait until it is done.
+/// The node that a change is about, and whether to wait until it is done.
 #[derive(Debug, clap::Args)]
-pub struct WaitArgs {
+pub struct NodeArgs {
+    /// The node: name or id
+    #[arg(value_name = "NODE")]
+    pub which: String,
+
     /// Return once it is recorded; the cluster carries it out all the same
     #[arg(long)]
     pub no_wait: bool,

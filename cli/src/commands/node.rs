@@ -7,7 +7,7 @@ use unibus_client::Client;
 use unibus_proto::v1::{ListNodesResponse, NodeInfo, NodeState};
 
 use super::room::hex;
-use crate::args::{Global, NodeCommand, WaitArgs};
+use crate::args::{Global, NodeArgs, NodeCommand};
 use crate::exit::{Failure, Result};
 use crate::output::Output;
 use crate::session::{During, Session, confirm, interrupted};
@@ -21,34 +21,34 @@ pub async fn run(command: &NodeCommand, global: &Global, out: Output) -> Result<
     let client = Session::open(global, out)?.client;
     match command {
         NodeCommand::List { all } => list(&client.list_nodes().await.during("list nodes")?, *all, out),
-        NodeCommand::Add { which: node, wait } => {
+        NodeCommand::Add(NodeArgs { which: node, no_wait }) => {
             let added = client.add_node(node).await.during(format!("add node {node}"))?;
-            finish(&client, added, wait, out).await
+            finish(&client, added, *no_wait, out).await
         }
-        NodeCommand::Drain { which: node, wait } => {
+        NodeCommand::Drain(NodeArgs { which: node, no_wait }) => {
             let drained = client.drain_node(node).await.during(format!("drain node {node}"))?;
-            finish(&client, drained, wait, out).await
+            finish(&client, drained, *no_wait, out).await
         }
         NodeCommand::Undrain { which: node } => {
             let undrained = client.undrain_node(node).await.during(format!("undrain node {node}"))?;
             show(&undrained, "it may lead again\nnext: unibusctl node list", out)
         }
-        NodeCommand::Remove { which: node, wait } => {
+        NodeCommand::Remove(NodeArgs { which: node, no_wait }) => {
             confirm(global, out, &format!("node {node} will leave the cluster for good"), node)?;
             let removed = client.remove_node(node).await.during(format!("remove node {node}"))?;
-            finish(&client, removed, wait, out).await
+            finish(&client, removed, *no_wait, out).await
         }
-        NodeCommand::Replace { which: node, with, wait } => {
+        NodeCommand::Replace { node: NodeArgs { which: node, no_wait }, with } => {
             confirm(global, out, &format!("node {node} will leave the cluster for good"), node)?;
             let new = client.replace_node(node, with).await.during(format!("replace node {node} with {with}"))?;
-            finish(&client, new, wait, out).await
+            finish(&client, new, *no_wait, out).await
         }
     }
 }
 
 /// Waits until what was recorded is so, and tells on the way how far it is.
-async fn finish(client: &Client, recorded: NodeInfo, wait: &WaitArgs, out: Output) -> Result<()> {
-    if wait.no_wait {
+async fn finish(client: &Client, recorded: NodeInfo, no_wait: bool, out: Output) -> Result<()> {
+    if no_wait {
         return show(&recorded, "recorded; the cluster carries it out\nnext: unibusctl node list", out);
     }
     let mut told = String::new();

@@ -41,11 +41,11 @@ impl Note for Clock {
 /// Runs `bench e2e`.
 pub async fn run(args: &BenchE2eArgs, global: &Global, out: Output) -> Result<()> {
     let client = Session::open(global, out)?.client;
-    let rooms = Rooms::prepare(&client, &args.common, 1).await?;
+    let rooms = Rooms::prepare(&client, &args.run.common, 1).await?;
     let (leader, others) = places(&client, &rooms.subjects[0]).await?;
     let readers = Readers::open(global, &rooms.filter, &others, args.subscribers).await?;
     let publishers = rooms.publishers(&client, args.publishers).await?;
-    let plan = Plan::new(args.size, 1, args.time.warmup, args.time.duration).stamped();
+    let plan = Plan::new(args.size, 1, args.run.time.warmup, args.run.time.duration).stamped();
     let plan = Arc::new(plan);
     let places = format!("published through {}, read at {}", leader.name, readers.places);
     let reading = readers.start(&Clock { plan: plan.clone(), measured: Measured::new()? });
@@ -57,7 +57,7 @@ pub async fn run(args: &BenchE2eArgs, global: &Global, out: Output) -> Result<()
     if missing > 0 {
         total.fail(Failure::local(format!("{missing} subscribers did not receive every acknowledged message in time")));
     }
-    let printed = describe(args, &rooms, &places, &total).print(&args.common, out);
+    let printed = describe(args, &rooms, &places, &total).print(&args.run.common, out);
     ended(total.failure, !total.latency.is_empty(), was_interrupted)?;
     printed
 }

@@ -41,13 +41,13 @@ struct Found {
 /// Runs `bench fanout`.
 pub async fn run(args: &BenchFanoutArgs, global: &Global, out: Output) -> Result<()> {
     let client = Session::open(global, out)?.client;
-    let rooms = Rooms::prepare(&client, &args.common, args.rooms).await?;
+    let rooms = Rooms::prepare(&client, &args.run.common, args.rooms).await?;
     let readers = Readers::open(global, &rooms.filter, &nodes(&client).await?, args.subscribers).await?;
     let publishers = rooms.publishers(&client, args.publishers).await?;
     let crowd = Crowd { ahead: args.ahead, received: readers.received.clone() };
-    let plan = Plan::new(args.size, args.in_flight, args.time.warmup, args.time.duration).with(crowd);
+    let plan = Plan::new(args.size, args.in_flight, args.run.time.warmup, args.run.time.duration).with(crowd);
     let plan = Arc::new(plan);
-    let to = plan.measure_from + args.time.duration;
+    let to = plan.measure_from + args.run.time.duration;
     let (places, received) = (readers.places.clone(), readers.received.clone());
     let reading = readers.start(&Count { from: plan.measure_from, to, deliveries: 0 });
     let shown = super::show_count("delivered", move || ("measuring", sum(&received)), out);
@@ -62,7 +62,7 @@ pub async fn run(args: &BenchFanoutArgs, global: &Global, out: Output) -> Result
         let why = format!("{missing} subscribers did not receive every acknowledged message in time");
         found.failure.get_or_insert(Failure::local(why));
     }
-    let printed = describe(args, &rooms, &found).print(&args.common, out);
+    let printed = describe(args, &rooms, &found).print(&args.run.common, out);
     ended(found.failure, deliveries > 0, was_interrupted)?;
     printed
 }

@@ -21,9 +21,9 @@ const OPEN: &str = "note: open loop: latency counts from the moment that a messa
 /// Runs `bench publish`.
 pub async fn run(args: &BenchPublishArgs, global: &Global, out: Output) -> Result<()> {
     let client = Session::open(global, out)?.client;
-    let rooms = Rooms::prepare(&client, &args.common, args.rooms).await?;
+    let rooms = Rooms::prepare(&client, &args.load.run.common, args.load.rooms).await?;
     let publishers = rooms.publishers(&client, args.publishers).await?;
-    let plan = Plan::new(args.size, args.in_flight, args.time.warmup, args.time.duration);
+    let plan = Plan::new(args.load.size, args.in_flight, args.load.run.time.warmup, args.load.run.time.duration);
     let plan = match args.count {
         Some(count) => plan.count(count),
         None => plan,
@@ -33,21 +33,22 @@ pub async fn run(args: &BenchPublishArgs, global: &Global, out: Output) -> Resul
         None => format!("{} publishers with {} on the way", args.publishers, args.in_flight),
         Some(_) => format!("{} publishers", args.publishers),
     };
-    let report = describe("bench_publish", (args.size, args.publishers, args.rate), &load, &rooms, &measured);
+    let report = describe("bench_publish", (args.load.size, args.publishers, args.rate), &load, &rooms, &measured);
     let report = if args.rate.is_none() { report.set("in_flight", args.in_flight) } else { report };
-    finish(report, &args.common, measured, was_interrupted, out)
+    finish(report, &args.load.run.common, measured, was_interrupted, out)
 }
 
 /// Runs `bench latency`.
 pub async fn latency(args: &BenchLatencyArgs, global: &Global, out: Output) -> Result<()> {
     let client = Session::open(global, out)?.client;
-    let rooms = Rooms::prepare(&client, &args.common, args.rooms).await?;
+    let rooms = Rooms::prepare(&client, &args.load.run.common, args.load.rooms).await?;
     let publishers = rooms.publishers(&client, args.publishers).await?;
-    let plan = Arc::new(Plan::new(args.size, 1, args.time.warmup, args.time.duration));
+    let plan = Arc::new(Plan::new(args.load.size, 1, args.load.run.time.warmup, args.load.run.time.duration));
     let (measured, was_interrupted) = drive(publishers, Some(args.rate), &plan, out).await?;
     let load = format!("{} publishers at {}/s", args.publishers, args.rate);
-    let report = describe("bench_latency", (args.size, args.publishers, Some(args.rate)), &load, &rooms, &measured);
-    finish(report, &args.common, measured, was_interrupted, out)
+    let report =
+        describe("bench_latency", (args.load.size, args.publishers, Some(args.rate)), &load, &rooms, &measured);
+    finish(report, &args.load.run.common, measured, was_interrupted, out)
 }
 
 fn finish(
