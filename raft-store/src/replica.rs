@@ -193,7 +193,7 @@ impl<E: Env> Replica<E> {
                 log_bytes += proposal.0.len() as u64;
                 let proposal: log::Proposal =
                     decode_message(proposal.0.clone(), "proposal").map_err(|e| fault(e.to_string()))?;
-                is_tick = matches!(proposal.command, Some(Command::Tick(_)));
+                is_tick = holds_tick(proposal.command.as_ref());
                 state.run(self.place.group, entry.log_id, proposal).map_err(fault)?
             }
         };
@@ -364,5 +364,14 @@ impl State {
         let applied = catch_unwind(AssertUnwindSafe(|| self.machine.apply(entry, proposal)));
         let applied = applied.map_err(|_| "the machine panicked; this is a bug, keep the directory".to_string())?;
         Ok((Answer(applied.reply), applied.events))
+    }
+}
+
+/// Whether `verify` may ask for the state after this entry, alone in it or with others.
+fn holds_tick(command: Option<&Command>) -> bool {
+    match command {
+        Some(Command::Tick(_)) => true,
+        Some(Command::CommandBatch(batch)) => batch.commands.iter().any(|one| holds_tick(one.command.as_ref())),
+        _ => false,
     }
 }

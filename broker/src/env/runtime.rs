@@ -10,7 +10,11 @@ use std::time::Duration;
 use openraft_rt_tokio::{TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, TokioRuntime, TokioWatch};
 use unibus_raft_store::env::{AsyncRuntime, Instant};
 
-/// Tokio, with moments to sleep until rounded up as [`align_ticks`] says. Only ticks sleep until a moment.
+/// Tokio, with the ticks' moments rounded up as [`align_ticks`] says.
+///
+/// openraft sleeps until a moment for two reasons: a tick, and to gather notices of finished I/O for a
+/// microsecond (its `io_completion_forwarder`). The second must not wait for the grid, nor for a timer of
+/// tokio, which takes a millisecond: what a follower answers hangs on it.
 #[derive(Debug)]
 pub struct NodeRuntime(TokioRuntime);
 
@@ -19,12 +23,23 @@ struct Grid {
     step: Duration,
 }
 
+/// A moment so near is no tick's.
+const TICK_MIN: Duration = Duration::from_millis(1);
+
 static GRID: OnceLock<Grid> = OnceLock::new();
 
 /// From here on ticks of this process happen at multiples of `period`, their own period. Said once.
 pub fn align_ticks(period: Duration) {
     if !period.is_zero() {
         GRID.get_or_init(|| Grid { origin: TokioInstant::now(), step: period });
+    }
+}
+
+/// When to wake who sleeps until `deadline`.
+fn moment(deadline: TokioInstant, now: TokioInstant, grid: &Grid) -> TokioInstant {
+    match deadline.saturating_duration_since(now) < TICK_MIN {
+        true => grid.origin,
+        false => align(deadline, grid),
     }
 }
 
@@ -61,7 +76,7 @@ impl AsyncRuntime for NodeRuntime {
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        TokioRuntime::sleep_until(GRID.get().map_or(deadline, |grid| align(deadline, grid)))
+        TokioRuntime::sleep_until(GRID.get().map_or(deadline, |grid| moment(deadline, TokioInstant::now(), grid)))
     }
 
     fn timeout<R, F: Future<Output = R> + Send>(duration: Duration, future: F) -> Self::Timeout<R, F> {
@@ -106,5 +121,18 @@ mod tests {
             assert!(aligned >= at && aligned < at + grid.step, "{offset} ms");
             assert_eq!((aligned - grid.origin).as_millis() % 100, 0, "{offset} ms");
         }
+    }
+
+    #[tokio::test]
+    async fn a_notice_of_finished_io_does_not_wait_for_the_next_tick() {
+        let grid = Grid { origin: TokioInstant::now(), step: Duration::from_secs(3_600) };
+        for micros in [0, 1, 10] {
+            let now = TokioInstant::now();
+            let wake = moment(now + Duration::from_micros(micros), now, &grid);
+            assert!(wake <= now, "{micros} us: a moment that has passed needs no timer");
+            TokioRuntime::sleep_until(wake).await;
+        }
+        let tick = moment(grid.origin + Duration::from_millis(20), grid.origin, &grid);
+        assert_eq!(tick, grid.origin + grid.step);
     }
 }

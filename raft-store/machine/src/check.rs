@@ -114,7 +114,9 @@ fn nodes_are_sound<R: Rows>(rows: &R) -> Result {
         ensure(agrees, || format!("node {id} replaces {}, which does not know it", row.replaces))?;
     }
     let staying = nodes.iter().filter(|row| node::stays(row)).count();
-    ensure(nodes.is_empty() || (1..=NODES_MAX).contains(&staying), || format!("{staying} nodes stay"))
+    ensure(nodes.is_empty() || (1..=NODES_MAX).contains(&staying), || format!("{staying} nodes stay"))?;
+    let may_lead = nodes.iter().any(|row| node::state(row) == NodeState::Voter);
+    ensure(nodes.is_empty() || may_lead, || "no node may lead".into())
 }
 
 fn subjects_and_directory_agree<R: Rows>(rows: &R) -> Result {

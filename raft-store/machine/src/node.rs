@@ -31,7 +31,8 @@ fn add_new<R: Rows>(step: &mut Step<'_, R>, add: &NodeAdd) -> Result<Answer, Rej
     let names_taken = all(step.rows).into_iter().filter(|row| state(row) != NodeState::Removed);
     let mut named = names_taken.filter_map(|row| row.node).filter(|known| known.name == node.name);
     require(named.next().is_none(), || {
-        reject(ErrorCode::AlreadyExists, format!("node {}: another node is named {:?}", node.node_id, node.name))
+        let why = format!("another node is named {:?}; give the new one another name, or remove that one", node.name);
+        reject(ErrorCode::AlreadyExists, format!("node {}: {why}", node.node_id))
     })?;
     let replaced = if add.replaces == 0 { None } else { Some(replaceable(step.rows, add.replaces)?) };
     let staying = all(step.rows).iter().filter(|row| stays(row) && id_of(row) != add.replaces).count();
@@ -79,8 +80,7 @@ pub(crate) fn drain<R: Rows>(step: &mut Step<'_, R>, drain: NodeDrain) -> Result
         let row = known(step.rows, drain.node_id)?;
         require(stays(&row), || leaving(drain.node_id))?;
         let wanted = if drain.draining { NodeState::Draining } else { NodeState::Voter };
-        let leads = |row: &NodeRow| state(row) == NodeState::Voter && id_of(row) != drain.node_id;
-        require(!drain.draining || all(step.rows).iter().any(leads), || {
+        require(!drain.draining || another_may_lead(step.rows, drain.node_id), || {
             let why = "no other node would be left to lead; undrain or add one first";
             reject(ErrorCode::Forbidden, format!("drain node {}: {why}", drain.node_id))
         })?;
@@ -103,6 +103,10 @@ pub(crate) fn remove<R: Rows>(step: &mut Step<'_, R>, remove: NodeRemove) -> Res
             let why = "it is the last node of the cluster; add another one first";
             reject(ErrorCode::Forbidden, format!("remove node {}: {why}", remove.node_id))
         })?;
+        require(another_may_lead(step.rows, remove.node_id), || {
+            let why = "every other node is drained, none could lead in its place; undrain or add one first";
+            reject(ErrorCode::Forbidden, format!("remove node {}: {why}", remove.node_id))
+        })?;
         put(step, NodeState::Removing, row);
         Ok(done())
     })
@@ -116,6 +120,10 @@ pub(crate) fn gone<R: Rows>(step: &mut Step<'_, R>, gone: &NodeGone) -> Result<A
         put(step, NodeState::Removed, row);
     }
     Ok(done())
+}
+
+fn another_may_lead<R: Rows>(rows: &R, but: u64) -> bool {
+    all(rows).iter().any(|row| state(row) == NodeState::Voter && id_of(row) != but)
 }
 
 fn known<R: Rows>(rows: &R, id: u64) -> Result<NodeRow, Reject> {

@@ -15,7 +15,7 @@ use unibus_proto::row::{RoomRow, SegmentRow, SpanRow};
 use unibus_proto::v1::RoomRetention;
 
 use crate::event::{Event, StoredDelivery};
-use crate::key::{Key, ordinal, range_of_kind, range_of_spans};
+use crate::key::{Key, ordinal, range_of_kind};
 use crate::rows::{self, Rows};
 use crate::step::Step;
 
@@ -183,14 +183,15 @@ fn floor_in(span: &SpanRow, room: &RoomRow, policy: &RoomRetention, now_ms: u64)
 }
 
 fn forget_oldest<R: Rows>(rows: &mut R, id: RoomId, room: &mut RoomRow) {
-    if room.oldest.take().is_none() {
+    let Some(gone) = room.oldest.take() else {
         room.newest = None;
         return;
-    }
-    let (from, to) = range_of_spans(id);
-    if let Some((key, value)) = rows.scan(&from, &to, 1).into_iter().next() {
-        room.oldest = Some(rows::decode(&key, value));
-        rows.delete(&key);
+    };
+    // Spans follow one another without a gap; looking for the next one would walk what was dropped before.
+    let next = Key::Span(id, end(&gone));
+    room.oldest = rows::get(rows, &next);
+    if room.oldest.is_some() {
+        rows::delete(rows, &next);
     }
 }
 

@@ -129,7 +129,9 @@ impl StoreConfig {
         let millis = |duration: Duration| duration.as_millis() as u64;
         let config = Config {
             cluster_name: identity.cluster.to_string(),
-            heartbeat_interval: millis(self.raft.heartbeat),
+            // Ticks may be held to multiples of the heartbeat (`NodeRuntime`): due a little before one, a heartbeat
+            // goes out at that one; due at the same moment, jitter would put every other one off to the next.
+            heartbeat_interval: millis(self.raft.heartbeat * 9 / 10),
             election_timeout_min: millis(self.raft.election_min),
             election_timeout_max: millis(self.raft.election_max),
             enable_pre_vote: Some(true),
