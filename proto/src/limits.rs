@@ -62,6 +62,8 @@ pub const PRODUCER_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub const REQUEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of proposals in flight on a node.
 pub const IN_FLIGHT_BYTES_MAX: usize = 256 << 20;
+/// Bytes of everything else that is in flight on a node: changes of users, rooms, members, nodes.
+pub const COMMAND_BYTES_IN_FLIGHT_MAX: usize = 32 << 20;
 /// Log entries of one shard in flight from one node before a batch waits.
 pub const BATCHES_IN_FLIGHT: usize = 2;
 /// Connections of one user.

@@ -45,15 +45,25 @@ fn expand(key: &str, used: &BTreeMap<String, String>) -> Vec<String> {
     items.take_while(|item| used.contains_key(item)).collect()
 }
 
+/// What quinn begins with where nobody says otherwise (RFC 9000, section 14).
+const QUINN_INITIAL_MTU: u16 = 1_200;
+
 /// What is used when nobody sets the key.
 fn default_of(key: &str, file: &NodeFile) -> String {
     let timing = || {
         let RaftTiming { heartbeat, election_min, election_max } = RaftTiming::default();
         file.timing().ok().flatten().unwrap_or([heartbeat, election_min, election_max])
     };
+    let store = || file.store.config().unwrap_or_default();
     match key {
         "log" => crate::telemetry::DEFAULT_FILTER.into(),
         "log_format" => "text".into(),
+        "join" => file.join.to_string(),
+        "quic.initial_mtu" => QUINN_INITIAL_MTU.to_string(),
+        "store.wal_file_bytes" => store().wal.file_bytes.to_string(),
+        "store.checkpoint_log_bytes" => store().checkpoint_log_bytes.to_string(),
+        "store.snapshot_log_bytes" => store().snapshot_log_bytes.to_string(),
+        "store.segment_bytes" => store().segment_bytes.to_string(),
         "timing.heartbeat_ms" => timing()[0].as_millis().to_string(),
         "timing.election_min_ms" => timing()[1].as_millis().to_string(),
         "timing.election_max_ms" => timing()[2].as_millis().to_string(),

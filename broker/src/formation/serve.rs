@@ -22,6 +22,9 @@ impl<E: Env> Formation<E> {
         let other = |expected: &str| Err(format!("directory: node {peer} has {directory}, expected {expected}"));
         match (purpose, known, self.promise()) {
             (Purpose::Formation(_) | Purpose::Join(_), ..) | (_, Some(true), _) => Ok(()),
+            (.., None, _) if !self.join && self.plan.node(peer).is_none() => {
+                Err(format!("unknown: node {peer} is not in the plan by which this cluster forms"))
+            }
             // It has promised its disk to whichever cluster takes it in; the leaders name this very directory.
             (.., Some(_)) if self.join => Ok(()),
             (_, Some(false), _) => other("the one in the membership: its disk is not the one we know"),

@@ -10,15 +10,16 @@ use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::log::{NodeGone, proposal::Command};
 use unibus_proto::peer::{
-    MembershipChange, MembershipChanged, MembershipQuery, NodeError, node_request::Request, node_response::Response,
+    MembershipChange, MembershipChanged, MembershipQuery, node_request::Request, node_response::Response,
 };
 use unibus_raft_store::env::{Env, sleep, timeout};
 use unibus_raft_store::membership::{GroupMembership, MembershipError, MembershipStep};
 
 use super::Members;
 use super::decide::{Decision, Wanted, next};
-use crate::service::Service;
+use crate::service::{Failure, Service};
 use crate::shard::Shards;
+use crate::shard::propose::{node_error, not_leader};
 
 /// Between two rounds while something moves.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -169,7 +170,7 @@ impl<E: Env> Shards<E> {
         match self.group(group) {
             Ok(replica) if replica.is_leader() => Response::MembershipReport(replica.membership().encode()),
             Ok(replica) => not_leader(replica.leader(), self.node()),
-            Err(failure) => node_error(failure.code, failure.message),
+            Err(failure) => node_error(&failure),
         }
     }
 
@@ -177,32 +178,23 @@ impl<E: Env> Shards<E> {
     pub(crate) async fn serve_membership_change(&self, change: MembershipChange) -> Response {
         let (expected, step) = match MembershipStep::decode(&change) {
             Ok(decoded) => decoded,
-            Err(error) => return node_error(ErrorCode::Invalid, error.to_string()),
+            Err(error) => return node_error(&Failure::new(ErrorCode::Invalid, error.to_string())),
         };
         let replica = match self.group(GroupId(change.group)) {
             Ok(replica) => replica,
-            Err(failure) => return node_error(failure.code, failure.message),
+            Err(failure) => return node_error(&failure),
         };
+        let unknown = |why: String| node_error(&Failure::new(ErrorCode::OutcomeUnknown, why));
         match timeout::<E, _>(STEP_PATIENCE, replica.change_membership(expected, step)).await {
             Some(Ok(())) => Response::MembershipChanged(MembershipChanged {}),
             Some(Err(MembershipError::NotLeader { leader })) => not_leader(leader, self.node()),
             Some(Err(error @ MembershipError::Changed(_))) => {
-                node_error(ErrorCode::SequenceMismatch, error.to_string())
+                node_error(&Failure::new(ErrorCode::SequenceMismatch, error.to_string()))
             }
-            Some(Err(error @ MembershipError::Unknown(_))) => node_error(ErrorCode::OutcomeUnknown, error.to_string()),
-            None => node_error(ErrorCode::OutcomeUnknown, format!("not committed within {STEP_PATIENCE:?}")),
+            Some(Err(error @ MembershipError::Unknown(_))) => unknown(error.to_string()),
+            None => unknown(format!("not committed within {STEP_PATIENCE:?}")),
         }
     }
-}
-
-fn not_leader(leader: Option<NodeId>, node: NodeId) -> Response {
-    let message = format!("node {node} does not lead the group");
-    let leader = leader.map_or(0, |leader| leader.0);
-    Response::Error(NodeError { code: ErrorCode::NotLeader.as_str().into(), message, leader })
-}
-
-fn node_error(code: ErrorCode, message: String) -> Response {
-    Response::Error(NodeError { code: code.as_str().into(), message, leader: 0 })
 }
 
 fn unexpected(node: NodeId, answer: Response) -> String {

@@ -9,7 +9,7 @@ use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::v1::NodeState;
 use unibus_raft_store::env::{Env, Net, sleep};
 
-use super::{Members, REMOVED, id_of, removed_text, state};
+use super::{Members, REMOVED, id_of, removed_text};
 use crate::service::Service;
 
 /// Between two looks: a removed node is cut off within this time.
@@ -58,11 +58,8 @@ fn removal<E: Env>(members: &Members<E>, service: &Service<E>, state: Option<Nod
 
 async fn lead_nothing<E: Env>(members: &Members<E>, service: &Service<E>) {
     let (own, shards) = (members.identity.node, service.shards());
-    let rows = members.registry().nodes;
-    let may_lead: Vec<NodeId> =
-        rows.iter().filter(|row| state(row) == NodeState::Voter).map(id_of).filter(|node| *node != own).collect();
     let led = shards.ids().filter(|&group| shards.group(group).is_ok_and(|it| it.leader() == Some(own)));
-    let transfers = led.filter_map(|group| Some(hand_over(service, group, best(service, group, &may_lead)?)));
+    let transfers = led.filter_map(|group| Some(hand_over(service, group, shards.best_successor(group)?)));
     futures::future::join_all(transfers).await;
 }
 
@@ -71,13 +68,4 @@ async fn hand_over<E: Env>(service: &Service<E>, group: GroupId, to: NodeId) {
         Ok(()) => tracing::info!(%group, %to, "leadership handed over: this node is drained"),
         Err(failure) => tracing::debug!(%group, %to, %failure, "leadership not handed over yet"),
     }
-}
-
-/// Who may lead and is furthest.
-fn best<E: Env>(service: &Service<E>, group: GroupId, may_lead: &[NodeId]) -> Option<NodeId> {
-    let shards = service.shards();
-    let status = shards.group(group).ok()?.status();
-    let able = may_lead.iter().copied();
-    let able = able.filter(|node| status.voters.contains(node) && shards.peers().is_reachable(*node));
-    able.max_by_key(|node| status.matched.get(node).copied())
 }

@@ -138,10 +138,10 @@ impl<E: Env> Service<E> {
         if self.inner.heard.load(Ordering::Relaxed) {
             return None;
         }
-        let (nodes, heard) = (self.inner.parts.nodes.len(), self.peers_reachable() + 1);
+        let (nodes, heard) = (self.nodes().len(), self.peers_reachable() + 1);
         let is_majority = 2 * heard > nodes;
         self.inner.heard.fetch_or(is_majority, Ordering::Relaxed);
-        (!is_majority).then(|| format!("has heard from {heard} of {nodes} nodes, itself included"))
+        (!is_majority).then(|| format!("has heard from {heard} of {nodes} nodes, itself included; start the others"))
     }
 
     /// Tells what the node runs with, for `GetConfig`; the first call counts.

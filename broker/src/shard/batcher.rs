@@ -6,27 +6,23 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, NodeId};
-use unibus_proto::limits::{BATCHES_IN_FLIGHT, ENTRY_BYTES_TARGET, ENTRY_MESSAGES_MAX, IN_FLIGHT_BYTES_MAX};
+use unibus_proto::limits::{BATCHES_IN_FLIGHT, ENTRY_BYTES_TARGET, ENTRY_MESSAGES_MAX};
 use unibus_proto::log::{self, PublishBatch, PublishGroup, proposal::Command, reply::Reply};
 use unibus_proto::v1::PublishOutcome;
 use unibus_raft_store::Group;
 use unibus_raft_store::env::Env;
 
+use super::budget::Reserved;
 use super::{Shards, entries};
 use crate::service::Failure;
 
 /// What a waiting publish costs beside its bytes.
 const OVERHEAD_BYTES: usize = 512;
-/// The hint when the budget is used up: about one round to the disks of a majority.
-const OVERLOADED_HINT: Duration = Duration::from_millis(100);
 
 /// What became of a group of messages.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,35 +35,6 @@ pub struct Published {
     pub leader: Option<NodeId>,
     /// Nodes of the shard that vote.
     pub voters: u32,
-}
-
-/// Bytes of publishes in flight on the node.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Budget(Arc<AtomicUsize>);
-
-/// A part of the budget, given back when it is dropped.
-#[derive(Debug)]
-pub(super) struct Reserved(Budget, usize);
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(self.1, Ordering::Relaxed);
-    }
-}
-
-impl Budget {
-    pub(super) fn reserve(&self, bytes: usize) -> Result<Reserved, Failure> {
-        let before = self.0.fetch_add(bytes, Ordering::Relaxed);
-        let reserved = Reserved(self.clone(), bytes);
-        if before + bytes <= IN_FLIGHT_BYTES_MAX {
-            return Ok(reserved);
-        }
-        let message = format!(
-            "publish: {before} bytes are in flight on this node, at most {IN_FLIGHT_BYTES_MAX} are allowed; \
-             wait, or publish through another node"
-        );
-        Err(Failure::new(ErrorCode::Overloaded, message).after(OVERLOADED_HINT))
-    }
 }
 
 /// A group of messages that waits for its entry.
@@ -185,12 +152,13 @@ mod tests {
     use unibus_proto::v1::OutgoingMessage;
 
     use super::*;
+    use crate::shard::budget::Budget;
 
     fn waiting(messages: usize, body: usize) -> (Waiting, oneshot::Receiver<Result<Published, Failure>>) {
         let message = OutgoingMessage { body: vec![0; body].into(), ..OutgoingMessage::default() };
         let group = PublishGroup { messages: vec![message; messages], ..PublishGroup::default() };
         let (answer, answered) = oneshot::channel();
-        let _reserved = Budget::default().reserve(1).expect("an empty budget");
+        let _reserved = Budget::of_publishes().reserve(1).expect("an empty budget");
         (Waiting { bytes: group.encoded_len(), group, answer, _reserved }, answered)
     }
 
@@ -233,17 +201,6 @@ mod tests {
             assert_eq!(*sizes.lock().expect("no panic"), [1, 1, 5]);
         };
         tokio::select! { biased; () = story => {}, () = driving => panic!("the driver ended") }
-    }
-
-    #[test]
-    fn the_budget_refuses_beyond_its_bound_and_recovers() {
-        let budget = Budget::default();
-        let most = budget.reserve(IN_FLIGHT_BYTES_MAX).expect("it is empty");
-        let refused = budget.reserve(1).expect_err("it is used up");
-        assert_eq!(refused.code, ErrorCode::Overloaded);
-        assert!(refused.retry_after.is_some());
-        drop(most);
-        budget.reserve(1).expect("it was given back");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! leaves at once; under load, what waits leaves together. So making many rooms costs few entries.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
@@ -12,13 +13,15 @@ use unibus_proto::log::{CommandBatch, Proposal, Reply, proposal::Command, reply}
 use unibus_raft_store::Committed;
 use unibus_raft_store::env::{Env, InstantOf, now};
 
-use super::batcher::Reserved;
+use super::budget::Reserved;
 use super::propose::ANSWER_RESERVE;
 use super::{Shards, entries};
 use crate::service::Failure;
 
 /// Entries of commands that one group has on the way from this node before commands wait for each other.
 const IN_FLIGHT_MAX: usize = 4;
+/// Commands whose deadlines are farther apart share no entry: it has the earliest one.
+const DEADLINES_APART_MAX: Duration = Duration::from_millis(200);
 /// What a waiting command costs beside its bytes.
 const OVERHEAD_BYTES: usize = 512;
 
@@ -32,7 +35,8 @@ pub(super) struct Waiting<E: Env> {
     _reserved: Reserved,
 }
 
-/// The entrance to a group's commands. The queue is bounded by the node's budget of bytes.
+/// The entrance to a group's commands. The queue is bounded by the node's budget for commands, which is not
+/// the one for publishes: a revocation does not wait for a publisher.
 pub(super) struct Commands<E: Env>(mpsc::UnboundedSender<Waiting<E>>);
 
 impl<E: Env> Commands<E> {
@@ -48,7 +52,7 @@ impl<E: Env> Shards<E> {
     pub(super) async fn submit(&self, group: GroupId, command: Command) -> Result<Committed, Failure> {
         let proposal = Proposal { at_ms: 0, command: Some(command) };
         let bytes = proposal.encoded_len();
-        let _reserved = self.inner.budget.reserve(bytes + OVERHEAD_BYTES)?;
+        let _reserved = self.inner.command_budget.reserve(bytes + OVERHEAD_BYTES)?;
         let deadline = now::<E>() + (PROPOSE_PATIENCE - ANSWER_RESERVE);
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting { proposal, bytes, deadline, answer, _reserved };
@@ -60,10 +64,12 @@ impl<E: Env> Shards<E> {
 
 /// Takes the next entry's commands off the queue: as many as fit, at least one.
 fn next_entry<E: Env>(queue: &mut VecDeque<Waiting<E>>) -> Vec<Waiting<E>> {
-    let (mut bytes, mut entry) = (0, Vec::new());
+    let (mut bytes, mut entry) = (0, Vec::<Waiting<E>>::new());
     while let Some(next) = queue.front() {
         bytes += next.bytes;
-        if !entry.is_empty() && (bytes > ENTRY_BYTES_TARGET || entry.len() >= COMMANDS_PER_ENTRY_MAX) {
+        let fits = bytes <= ENTRY_BYTES_TARGET && entry.len() < COMMANDS_PER_ENTRY_MAX;
+        let is_close = |first: &Waiting<E>| next.deadline <= first.deadline + DEADLINES_APART_MAX;
+        if entry.first().is_some_and(|first| !fits || !is_close(first)) {
             break;
         }
         entry.extend(queue.pop_front());
@@ -119,11 +125,28 @@ fn split(group: GroupId, committed: Committed, commands: usize) -> Vec<Result<Co
 mod tests {
     use unibus_proto::log::{CommandBatchReply, Done};
     use unibus_proto::v1::Reject;
+    use unibus_raft_store::testing::TestEnv;
 
     use super::*;
+    use crate::shard::budget::Budget;
 
     fn committed(reply: reply::Reply) -> Committed {
         Committed { index: 7, reply: Reply { at_ms: 9, reply: Some(reply) } }
+    }
+
+    #[test]
+    fn a_command_that_has_little_time_left_takes_none_from_another() {
+        let began = now::<TestEnv>();
+        let waiting = |left_ms: u64| {
+            let deadline = began + Duration::from_millis(left_ms);
+            let _reserved = Budget::of_commands().reserve(1).expect("an empty budget");
+            let (answer, _) = oneshot::channel();
+            Waiting::<TestEnv> { proposal: Proposal::default(), bytes: 1, deadline, answer, _reserved }
+        };
+        let mut queue: VecDeque<_> = [10, 60, 1_800, 1_850].map(waiting).into();
+        assert_eq!(next_entry(&mut queue).len(), 2, "those came together");
+        assert_eq!(next_entry(&mut queue).len(), 2, "these have their own time");
+        assert!(next_entry(&mut queue).is_empty());
     }
 
     #[test]

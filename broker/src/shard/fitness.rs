@@ -10,7 +10,8 @@ use unibus_raft_store::env::{Clock, Env, Instant, InstantOf, now};
 
 use super::{Shards, clock};
 
-/// A disk that takes so long for one write is not one for leaders.
+/// A disk that takes so long for one write is not one for leaders: commits go on without it, but what the
+/// leader applies does not.
 const DISK_WAITS_MAX: Duration = Duration::from_secs(2);
 /// After the last sign of trouble.
 const UNFIT_FOR: Duration = Duration::from_secs(30);

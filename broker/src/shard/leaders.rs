@@ -165,6 +165,11 @@ impl<E: Env> Shards<E> {
             return Ok(());
         }
         self.may_lead(group, to)?;
+        if steps_back(&self.meta().view(|machine| machine.node_rows()), to) {
+            let why = "it is drained or leaves; `unibusctl node undrain` it first, or name another one";
+            let message = format!("transfer of group {group} to node {to}: {why}");
+            return Err(Failure::new(ErrorCode::Forbidden, message));
+        }
         let declined = |why: String| {
             Failure::new(ErrorCode::Overloaded, format!("transfer of group {group} to node {to}: it declines: {why}"))
         };

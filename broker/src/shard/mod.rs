@@ -2,6 +2,7 @@
 
 pub mod barrier;
 pub mod batcher;
+mod budget;
 pub mod clock;
 mod commands;
 mod entries;
@@ -21,7 +22,8 @@ use unibus_raft_store::env::{Clock, Env, InstantOf, now, spawn};
 use crate::peer::exchange::Peers;
 use crate::service::{Counters, Failure};
 use barrier::Barrier;
-use batcher::{Batcher, Budget};
+use batcher::Batcher;
+use budget::Budget;
 use clock::LogClock;
 use commands::Commands;
 use fitness::Fitness;
@@ -43,6 +45,7 @@ struct Inner<E: Env> {
     peers: Peers<E>,
     slots: Vec<Slot<E>>,
     budget: Budget,
+    command_budget: Budget,
     counters: Arc<Counters>,
     fitness: Fitness<E>,
     started: InstantOf<E>,
@@ -71,9 +74,10 @@ impl<E: Env> Shards<E> {
                 (LogClock::default(), Barrier::default(), tokio::sync::Mutex::default());
             Slot { group, clock, barrier, batcher, commands, handing_over }
         });
-        let (slots, budget) = (slots.collect(), Budget::default());
+        let slots = slots.collect();
+        let (budget, command_budget) = (Budget::of_publishes(), Budget::of_commands());
         let (fitness, started) = (Fitness::default(), now::<E>());
-        let inner = Inner { env, node, peers, slots, budget, counters, fitness, started };
+        let inner = Inner { env, node, peers, slots, budget, command_budget, counters, fitness, started };
         let shards = Self { inner: Arc::new(inner) };
         for (index, (publishes, others)) in (0..).zip(runs) {
             spawn::<E>(batcher::drive(shards.clone(), GroupId(index), publishes));

@@ -237,7 +237,7 @@ impl<E: Env> Shards<E> {
 }
 
 /// The answer of a node that does not lead the group.
-pub(super) fn not_leader(leader: Option<NodeId>, node: NodeId) -> Response {
+pub(crate) fn not_leader(leader: Option<NodeId>, node: NodeId) -> Response {
     Response::Error(NodeError {
         code: ErrorCode::NotLeader.as_str().into(),
         message: format!("node {node} does not lead the group"),
@@ -246,6 +246,6 @@ pub(super) fn not_leader(leader: Option<NodeId>, node: NodeId) -> Response {
 }
 
 /// A failure as one node tells another.
-pub(super) fn node_error(failure: &Failure) -> Response {
+pub(crate) fn node_error(failure: &Failure) -> Response {
     Response::Error(NodeError { code: failure.code.as_str().into(), message: failure.message.clone(), leader: 0 })
 }

@@ -1,14 +1,14 @@
 //! What the leader of a group does once a second: lets time pass in the log (`Tick`) when something can
-//! expire, reports cut segments, and hands over when its clock is an outlier or its disk hangs.
+//! expire, and reports cut segments.
 
 use std::time::Duration;
 
 use unibus_machine::{Machine, Rows};
 use unibus_proto::id::GroupId;
 use unibus_proto::log::{SegmentSealed, Tick, proposal::Command};
-use unibus_raft_store::env::{Clock, Env, sleep};
+use unibus_raft_store::env::{Env, sleep};
 
-use super::{Shards, clock};
+use super::Shards;
 
 /// How late an expiry may be.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -16,9 +16,6 @@ const PERIOD: Duration = Duration::from_secs(1);
 const TICKS_MAX: usize = 16;
 /// Segments that are sealed in one period.
 const SEALS_MAX: usize = 64;
-/// A leader whose disk takes so long for one write should be another node: commits go on without its
-/// disk, but what it applies does not.
-const DISK_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) async fn run<E: Env>(shards: Shards<E>) {
     loop {
@@ -37,8 +34,6 @@ impl<E: Env> Shards<E> {
         if replica.leader() != Some(self.node()) {
             return Ok(());
         }
-        self.step_down_with_a_wrong_clock(group).await?;
-        self.step_down_with_a_stuck_disk(group).await?;
         self.seal_segments(group).await?;
         for _ in 0..TICKS_MAX {
             let due = replica.view(|machine| machine.next_deadline());
@@ -62,31 +57,6 @@ impl<E: Env> Shards<E> {
             }
         }
         Ok(())
-    }
-
-    async fn step_down_with_a_stuck_disk(&self, group: GroupId) -> Result<(), crate::service::Failure> {
-        let waits = self.group(group)?.disk_waits();
-        if waits < DISK_PATIENCE {
-            return Ok(());
-        }
-        tracing::warn!(%group, ?waits, "this node's disk does not answer: handing over");
-        match self.best_successor(group) {
-            Some(to) => self.transfer(group, to).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn step_down_with_a_wrong_clock(&self, group: GroupId) -> Result<(), crate::service::Failure> {
-        let replica = self.group(group)?;
-        let own = self.inner.env.clock().now_ms();
-        if !clock::is_outlier(own, &self.other_clocks(replica)) {
-            return Ok(());
-        }
-        tracing::warn!(%group, "this node's wall clock is more than 1 s ahead of the voters' median: handing over");
-        match self.best_successor(group) {
-            Some(to) => self.transfer(group, to).await,
-            None => Ok(()),
-        }
     }
 }
 

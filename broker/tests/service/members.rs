@@ -169,7 +169,11 @@ async fn a_drained_node_leads_nothing_until_it_is_undrained() {
     // What it is given all the same, it hands over again.
     let group = service.shards().group(GroupId(1)).unwrap();
     let leader = cluster.service(group.leader().unwrap().0 as usize);
-    leader.shards().transfer(GroupId(1), NodeId(2)).await.unwrap();
+    let began = now::<HubEnv>();
+    while let Err(failure) = leader.shards().transfer(GroupId(1), NodeId(2)).await {
+        assert!(began.elapsed() < PATIENCE, "a leader that is new has not heard from all at once: {failure}");
+        sleep::<HubEnv>(Duration::from_millis(20)).await;
+    }
     eventually("it hands over again", || !leads()).await;
     drain(false).await.unwrap();
     assert_eq!(listed(&service, 2).await.unwrap().state(), NodeState::Voter);

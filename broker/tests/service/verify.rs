@@ -1,5 +1,7 @@
 //! `Verify`: all replicas at one index, under load and idle, and who could not be asked.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use unibus_broker::service::Caller;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::NodeId;
@@ -35,6 +37,28 @@ async fn replicas_are_compared_at_one_index_idle_and_under_load() {
     }
     let refused = cluster.service(1).verify(&alice.caller).await.expect_err("no admin").code;
     assert_eq!(refused, ErrorCode::Forbidden);
+}
+
+/// P10: what is compared is there also where the log entry that asks for it holds other commands too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p10_replicas_are_compared_while_rooms_are_made() {
+    let cluster = Cluster::start(3).await;
+    let alice = cluster.user("alice", 1).await;
+    let (made, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    let maker = async |number: u64| {
+        while !ended.load(Ordering::Relaxed) {
+            alice.create(&format!("ops.r{number}x{}", made.fetch_add(1, Ordering::Relaxed))).await;
+        }
+    };
+    let verify = async {
+        for _ in 0..5 {
+            let found = cluster.service(1).verify(&Caller::Local).await.unwrap();
+            let missing: Vec<_> = found.groups.iter().flat_map(|group| &group.missing).collect();
+            assert!(missing.is_empty(), "{missing:?}");
+        }
+        ended.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(verify, futures::future::join_all((0..32).map(maker)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -199,10 +199,10 @@ impl<E: Env> Subscription<E> {
     /// Retention was faster than the subscriber. Who asked for the earliest and was given nothing of the room
     /// yet gets what is the earliest now; for everybody else it would be a gap, and the subscription ends.
     fn below_floor(&mut self, room: RoomId, failure: Failure) -> Outcome<()> {
-        let access = self.service.find_in_shards(&self.user, room);
+        let Some(access) = self.service.find_in_shards(&self.user, room) else { return self.left(room) };
         let Some(followed) = self.rooms.get_mut(&room) else { return Ok(()) };
-        match access.map(|access| access.row.floor) {
-            Some(floor) if followed.may_move && floor > followed.next => {
+        match access.row.floor {
+            floor if followed.may_move && floor > followed.next => {
                 followed.next = floor;
                 self.targets -= usize::from(followed.target.take_if(|target| *target <= floor).is_some());
                 self.behind.push_back(room);
