@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -79,6 +79,17 @@ impl<E: Env> FileSet<E> {
         disk.sync_dir(&self.shared.dir).await?;
         lock(&self.shared.files).insert(generation, file.clone());
         Ok((file, End { tag, file_bytes, number: header.number, crc, last_frame: (0, bytes), covered: true }))
+    }
+
+    /// Prepares the very first file, where spare files are wanted at all.
+    pub async fn prepare(&self) -> io::Result<()> {
+        let (env, config) = (&self.shared.env, &self.shared.config);
+        if config.spare_files > 0 {
+            let name = lock(&self.spares).new_name();
+            fill(env, (&self.shared.dir, &name), config.file_bytes, None).await?;
+            lock(&self.spares).ready.push_back(name);
+        }
+        Ok(())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -179,20 +190,37 @@ async fn fill_pool<E: Env>(
             spares.new_name()
         };
         drop(wal);
-        let unfinished = dir.join(format!("{name}.tmp"));
-        let file = env.disk().open(&unfinished, OpenMode::Truncate).await?;
-        for offset in (0..bytes).step_by(FILL_BYTES) {
-            if !wait_idle(shared, taken).await {
-                return Ok(());
-            }
-            let length = (bytes - offset).min(FILL_BYTES as u64) as usize;
-            file.write_at(offset, vec![Bytes::from_static(&ZEROS[..length])]).await?;
-            file.sync_data().await?;
+        if !fill(&env, (&dir, &name), bytes, Some((shared, taken))).await? {
+            return Ok(());
         }
-        env.disk().rename(&unfinished, &dir.join(&name)).await?;
-        env.disk().sync_dir(&dir).await?;
         lock(spares).ready.push_back(name);
     }
+}
+
+/// Makes a spare file of zeros: what is written into it later changes nothing but its content, so that to
+/// sync it costs no write of the file system's own. With a WAL to wait for, only while that is idle; false
+/// when it ended before.
+async fn fill<E: Env>(
+    env: &E,
+    (dir, name): (&Path, &str),
+    bytes: u64,
+    wait: Option<(&Weak<Shared<E>>, &mpsc::UnboundedReceiver<()>)>,
+) -> io::Result<bool> {
+    let unfinished = dir.join(format!("{name}.tmp"));
+    let file = env.disk().open(&unfinished, OpenMode::Truncate).await?;
+    for offset in (0..bytes).step_by(FILL_BYTES) {
+        if let Some((shared, taken)) = wait
+            && !wait_idle(shared, taken).await
+        {
+            return Ok(false);
+        }
+        let length = (bytes - offset).min(FILL_BYTES as u64) as usize;
+        file.write_at(offset, vec![Bytes::from_static(&ZEROS[..length])]).await?;
+        file.sync_data().await?;
+    }
+    env.disk().rename(&unfinished, &dir.join(name)).await?;
+    env.disk().sync_dir(dir).await?;
+    Ok(true)
 }
 
 /// Waits for a quiet moment; false when the WAL is gone.

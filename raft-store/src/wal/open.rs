@@ -67,6 +67,7 @@ impl<E: Env> Wal<E> {
         }
         let shared = Arc::new(Shared::new(env.clone(), dir.into(), normal(config), BTreeMap::new()));
         let files = FileSet { shared, cluster, spares: Arc::default(), pool: mpsc::unbounded_channel().0 };
+        files.prepare().await.map_err(WalError::io("create WAL", dir))?;
         files.advance(None, &Ledger::default(), 0).await.map_err(WalError::io("create WAL", dir))?;
         Ok(())
     }
