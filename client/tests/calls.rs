@@ -4,12 +4,13 @@
 
 mod fake;
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use fake::{Cluster, FakePlatform, ROOM, alice};
 use unibus_client::proto::code::Outcome;
 use unibus_client::proto::id::{ClusterId, Handle};
-use unibus_client::proto::v1::{RoomPolicy, RoomRole};
+use unibus_client::proto::v1::{RoomPolicy, RoomRetention, RoomRole};
 use unibus_client::{Client, ClientConfig, ErrorCode};
 
 #[tokio::test(start_paused = true)]
@@ -233,6 +234,28 @@ async fn signs_again_when_another_change_came_first() {
     sequences.sort();
     assert_eq!(sequences, (1..=8).collect::<Vec<_>>());
     assert_eq!(cluster.lock().rooms[&ROOM].room.roster_height, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_policy_keeps_one_that_came_first() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    let asked = Cell::new(0);
+    // While it is signed, another admin's change commits.
+    let change = |policy: RoomPolicy| {
+        if asked.replace(asked.get() + 1) == 0 {
+            let mut state = cluster.lock();
+            let room = &mut state.rooms.get_mut(&ROOM).unwrap().room;
+            (room.roster_height, room.roster_hash) = (1, vec![2; 32].into());
+            let retention = Some(RoomRetention { max_bytes: 1 << 30, ..RoomRetention::default() });
+            room.policy = Some(RoomPolicy { retention, ..RoomPolicy::default() });
+        }
+        let retention = RoomRetention { max_age_ms: 60_000, ..policy.retention.unwrap_or_default() };
+        RoomPolicy { retention: Some(retention), ..policy }
+    };
+    let done = client.update_room_policy(ROOM, change).await.unwrap();
+    let retention = RoomRetention { max_age_ms: 60_000, max_bytes: 1 << 30, max_messages: 0 };
+    assert_eq!((asked.get(), done.room.unwrap().policy.unwrap().retention), (2, Some(retention)));
 }
 
 #[tokio::test(start_paused = true)]

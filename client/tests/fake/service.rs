@@ -287,6 +287,7 @@ impl v1::room_service_server::RoomService for Server {
             }
             room.room.roster_height += 1;
             room.room.roster_hash = Bytes::copy_from_slice(&event.payload_hash());
+            room.room.policy = decoded.policy.or(room.room.policy);
             let sequence = room.timeline.len() as u64;
             room.roster.push(v1::RosterEntry { event: Some(event), actor: None, sequence });
             let entry = Some(v1::delivery::Entry::Roster(v1::RosterEntry::default()));
