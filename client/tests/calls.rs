@@ -137,6 +137,25 @@ async fn silent_nodes_do_not_hold_up_the_sign_in() {
     }
 }
 
+/// A node on another continent answers just after another one was asked beside it.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_asked_a_moment_ago_is_not_silent() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    let ms = Duration::from_millis;
+    for (node, takes) in [(1, ms(310)), (2, ms(100)), (3, ms(100))] {
+        cluster.lock().node(node).sign_in_takes = takes;
+    }
+    cluster.lock().leader = 2;
+    // The token ends.
+    tokio::time::sleep(Duration::from_secs(1_000)).await;
+    let started = tokio::time::Instant::now();
+    client.publisher(ROOM).open().await.unwrap().send("x").await.unwrap();
+    assert!((ms(310)..ms(350)).contains(&started.elapsed()), "{:?}", started.elapsed());
+    let requests = [1, 2, 3].map(|node| cluster.lock().node(node).requests.len());
+    assert_eq!(requests, [0, 1, 0], "the leader was asked beside the first node, and is well");
+}
+
 #[tokio::test(start_paused = true)]
 async fn with_two_silent_nodes_a_publish_is_refused_in_time_with_the_reason() {
     let (cluster, client) = with_two_silent_nodes(Duration::from_secs(2)).await;

@@ -99,6 +99,8 @@ impl v1::auth_service_server::AuthService for Server {
     }
 
     async fn sign_in(&self, request: Request<v1::SignInRequest>) -> Result<Response<v1::SignInResponse>, Status> {
+        let takes = self.cluster.lock().node(self.node).sign_in_takes;
+        tokio::time::sleep(takes).await;
         let request = request.into_inner();
         let alice = super::alice();
         let signed = request.claims.unwrap();
