@@ -104,7 +104,7 @@ impl<P: Platform> Core<P> {
     pub fn node<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Node, Error>> {
         Box::pin(async move {
             if matches!(target, Target::Only(name) if !name.contains(':')) && !self.nodes().learnt() {
-                self.call(&Target::Any, topology).await.map(|topology| self.nodes().learn(&topology))?;
+                self.read(&Target::Any, topology).await.map(|topology| self.nodes().learn(&topology))?;
             }
             self.nodes().pick(&self.platform, target)
         })
@@ -112,7 +112,7 @@ impl<P: Platform> Core<P> {
 
     /// Asks a node about the others.
     pub async fn refresh_topology(&self) -> Result<GetTopologyResponse, Error> {
-        let topology = self.call(&self.target(Target::Any), topology).await?;
+        let topology = self.read(&self.target(Target::Any), topology).await?;
         self.nodes().learn(&topology);
         Ok(topology)
     }

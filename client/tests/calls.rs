@@ -214,6 +214,22 @@ async fn a_read_is_asked_elsewhere_while_a_node_is_silent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_asked_about_the_cluster_is_asked_elsewhere_too() {
+    for question in ["nodes", "config", "topology"] {
+        let cluster = Cluster::new();
+        let client = cluster.client().await;
+        cluster.lock().node(1).deaf = true;
+        let started = tokio::time::Instant::now();
+        match question {
+            "nodes" => drop(client.list_nodes().await.unwrap()),
+            "config" => drop(client.node_config(None).await.unwrap()),
+            _ => assert_ne!(client.topology().await.unwrap().node_id, 1),
+        }
+        assert!(started.elapsed() < Duration::from_millis(1_500), "{question}: {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pinned_client_talks_to_its_node_only() {
     let cluster = Cluster::new();
     for pin in ["n2", "n2:1"] {

@@ -167,16 +167,24 @@ impl v1::cluster_service_server::ClusterService for Server {
         Err(Status::unimplemented(""))
     }
 
-    async fn get_config(&self, _: Request<v1::GetConfigRequest>) -> Result<Response<v1::GetConfigResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn get_config(
+        &self,
+        request: Request<v1::GetConfigRequest>,
+    ) -> Result<Response<v1::GetConfigResponse>, Status> {
+        self.admit(request.metadata())?;
+        Ok(Response::new(v1::GetConfigResponse::default()))
     }
 
     async fn snapshot(&self, _: Request<v1::SnapshotRequest>) -> Result<Response<v1::SnapshotResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 
-    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn list_nodes(
+        &self,
+        request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        self.admit(request.metadata())?;
+        Ok(Response::new(v1::ListNodesResponse::default()))
     }
 
     async fn add_node(&self, _: Request<v1::AddNodeRequest>) -> Result<Response<v1::AddNodeResponse>, Status> {
