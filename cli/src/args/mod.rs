@@ -59,7 +59,7 @@ pub struct Cli {
 }
 
 /// Options of every command.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Whom to sign in as and where: a profile made by `profile add`

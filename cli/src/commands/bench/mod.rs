@@ -24,7 +24,7 @@ use unibus_proto::v1::{NodeEndpoint, RoomPolicy};
 use crate::args::{BenchCommand, BenchCommon, Global};
 use crate::exit::{Failure, Result};
 use crate::output::{Output, thousands};
-use crate::session::{During, Session, interrupted};
+use crate::session::{During, interrupted};
 use crate::time::now_ms;
 use load::Plan;
 use measure::Measured;
@@ -100,11 +100,6 @@ async fn nodes(client: &Client) -> Result<Vec<NodeEndpoint>> {
         true => Err(Failure::local("bench: the cluster names no node")),
         false => Ok(nodes),
     }
-}
-
-/// A client with connections of its own.
-fn another(global: &Global) -> Result<Client> {
-    Ok(Session::prepare(global)?.client)
 }
 
 /// Runs publishers, shows how far they are, ends at Ctrl-C. True when it was interrupted.

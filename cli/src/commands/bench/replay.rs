@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use unibus_client::{Client, Item, Start, SubscribeOptions};
 use unibus_proto::subject::SubjectFilter;
+use unibus_proto::v1::NodeEndpoint;
 
 use super::load::Plan;
+use super::read::{clients, names};
 use super::report::{Report, volume};
-use super::{Rooms, another, drive, ended, nodes};
+use super::{Rooms, drive, ended, nodes};
 use crate::args::{BenchReplayArgs, Global};
 use crate::exit::{Failure, Result};
 use crate::output::{Output, bytes, thousands};
@@ -38,13 +40,13 @@ pub async fn run(args: &BenchReplayArgs, global: &Global, out: Output) -> Result
     if args.common.room.is_none() {
         fill(&client, args, &rooms, out).await?;
     }
-    let places = places(&client, global, args.subscribers).await?;
+    let nodes = places(&client, global).await?;
     let seen = Arc::new(AtomicU64::new(0));
     let shown = seen.clone();
     let _bar = super::show_count("read", move || ("reading", shown.load(Ordering::Relaxed)), out);
     let mut tasks = JoinSet::new();
-    for place in &places {
-        tasks.spawn(Box::pin(replay(another(global)?, rooms.filter.clone(), place.1.clone(), seen.clone())));
+    for (client, _) in clients(global, &nodes, args.subscribers)? {
+        tasks.spawn(Box::pin(replay(client, rooms.filter.clone(), seen.clone())));
     }
     let mut total = Read::default();
     let all = async {
@@ -60,8 +62,7 @@ pub async fn run(args: &BenchReplayArgs, global: &Global, out: Output) -> Result
         all = all => all?,
         () = interrupted() => return Err(Failure::interrupted()),
     }
-    let names: Vec<_> = places.iter().map(|place| &*place.0).collect();
-    describe(args, &rooms, &names.join(", "), &total).print(&args.common, out)
+    describe(args, &rooms, &names(&nodes, args.subscribers), &total).print(&args.common, out)
 }
 
 async fn fill(client: &Client, args: &BenchReplayArgs, rooms: &Rooms, out: Output) -> Result<()> {
@@ -72,20 +73,18 @@ async fn fill(client: &Client, args: &BenchReplayArgs, rooms: &Rooms, out: Outpu
     ended(measured.failure, false, was_interrupted)
 }
 
-/// Name and address of the node of each subscriber: the one that was asked for, else all in turn.
-async fn places(client: &Client, global: &Global, count: u32) -> Result<Vec<(String, String)>> {
-    let all = nodes(client).await?;
+/// Where is read: at the node that was asked for, else at all.
+async fn places(client: &Client, global: &Global) -> Result<Vec<NodeEndpoint>> {
     let asked_for = global.node.first();
-    let is_meant = |name: &str, address: &str| asked_for.is_none_or(|node| node == name || node == address);
-    let fitting = all.iter().filter(|node| is_meant(&node.name, &node.client_address));
-    let fitting: Vec<_> = fitting.map(|node| (node.name.clone(), node.client_address.clone())).collect();
-    Ok(fitting.iter().cycle().take(count as usize).cloned().collect())
+    let is_meant =
+        |node: &NodeEndpoint| asked_for.is_none_or(|asked| *asked == node.name || *asked == node.client_address);
+    Ok(nodes(client).await?.into_iter().filter(is_meant).collect())
 }
 
-async fn replay(client: Client, filter: SubjectFilter, node: String, seen: Arc<AtomicU64>) -> Result<Read> {
+async fn replay(client: Client, filter: SubjectFilter, seen: Arc<AtomicU64>) -> Result<Read> {
     // Connecting and signing in is not what is measured.
     client.who_am_i().await.during("bench, sign in")?;
-    let options = SubscribeOptions { until_end: true, pin: Some(node), ..SubscribeOptions::default() };
+    let options = SubscribeOptions { until_end: true, ..SubscribeOptions::default() };
     let begun = Instant::now();
     let mut subscription = client.subscribe(&filter, Start::Earliest, options).await.during("bench, subscriber")?;
     let mut read = Read::default();
