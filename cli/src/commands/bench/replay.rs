@@ -40,7 +40,7 @@ pub async fn run(args: &BenchReplayArgs, global: &Global, out: Output) -> Result
     if args.common.room.is_none() {
         fill(&client, args, &rooms, out).await?;
     }
-    let nodes = places(&client, global).await?;
+    let nodes = places(nodes(&client).await?, global.node.first());
     let seen = Arc::new(AtomicU64::new(0));
     let shown = seen.clone();
     let _bar = super::show_count("read", move || ("reading", shown.load(Ordering::Relaxed)), out);
@@ -62,7 +62,11 @@ pub async fn run(args: &BenchReplayArgs, global: &Global, out: Output) -> Result
         all = all => all?,
         () = interrupted() => return Err(Failure::interrupted()),
     }
-    describe(args, &rooms, &names(&nodes, args.subscribers), &total).print(&args.common, out)
+    let failure = judge(args.common.room.is_none().then_some(args.count), args.subscribers, total.messages);
+    let report = describe(args, &rooms, &names(&nodes, args.subscribers), &total).set("failed", failure.is_some());
+    let printed = report.print(&args.common, out);
+    ended(failure, total.messages > 0, false)?;
+    printed
 }
 
 async fn fill(client: &Client, args: &BenchReplayArgs, rooms: &Rooms, out: Output) -> Result<()> {
@@ -73,12 +77,20 @@ async fn fill(client: &Client, args: &BenchReplayArgs, rooms: &Rooms, out: Outpu
     ended(measured.failure, false, was_interrupted)
 }
 
-/// Where is read: at the node that was asked for, else at all.
-async fn places(client: &Client, global: &Global) -> Result<Vec<NodeEndpoint>> {
-    let asked_for = global.node.first();
-    let is_meant =
-        |node: &NodeEndpoint| asked_for.is_none_or(|asked| *asked == node.name || *asked == node.client_address);
-    Ok(nodes(client).await?.into_iter().filter(is_meant).collect())
+/// Where is read: at the node that was asked for, which may have other addresses than the cluster tells, else
+/// at all.
+fn places(all: Vec<NodeEndpoint>, asked_for: Option<&String>) -> Vec<NodeEndpoint> {
+    let Some(asked_for) = asked_for else { return all };
+    let known = all.into_iter().find(|node| node.name == *asked_for || node.client_address == *asked_for);
+    let alias = || NodeEndpoint { node_id: 0, name: asked_for.clone(), client_address: asked_for.clone() };
+    vec![known.unwrap_or_else(alias)]
+}
+
+/// Each subscriber must have read all that the room was filled with.
+fn judge(filled: Option<u64>, subscribers: u32, read: u64) -> Option<Failure> {
+    let expected = filled? * u64::from(subscribers);
+    let message = format!("{subscribers} subscribers read {read} messages, expected {expected}");
+    (read != expected).then(|| Failure::local(message))
 }
 
 async fn replay(client: Client, filter: SubjectFilter, seen: Arc<AtomicU64>) -> Result<Read> {
@@ -128,4 +140,33 @@ fn describe(args: &BenchReplayArgs, rooms: &Rooms, places: &str, read: &Read) ->
         .set("messages_per_second", per_second as u64)
         .set("bytes_per_second", (per_second * size as f64) as u64)
         .note(format!("{}; read it again: unibusctl bench replay --room {}", rooms.describe(), rooms.filter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_that_was_asked_for_is_read_under_any_of_its_names() {
+        let node = |id: u64| NodeEndpoint {
+            node_id: id,
+            name: format!("n{id}"),
+            client_address: format!("127.0.0.1:740{id}"),
+        };
+        let all = || vec![node(1), node(2)];
+        assert_eq!(places(all(), None), all());
+        for asked_for in ["n2", "127.0.0.1:7402"] {
+            assert_eq!(places(all(), Some(&asked_for.into())), [node(2)]);
+        }
+        let alias = places(all(), Some(&"localhost:7402".into()));
+        assert_eq!(alias.iter().map(|node| &*node.client_address).collect::<Vec<_>>(), ["localhost:7402"]);
+    }
+
+    #[test]
+    fn a_subscriber_that_missed_something_is_a_failure() {
+        assert_eq!(judge(Some(20), 3, 60), None);
+        assert!(judge(Some(20), 3, 59).unwrap().message.contains("read 59 messages, expected 60"));
+        assert!(judge(Some(20), 3, 0).is_some());
+        assert_eq!(judge(None, 3, 7), None, "a room that was there has as many as it has");
+    }
 }
