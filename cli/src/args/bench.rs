@@ -34,6 +34,14 @@ pub struct BenchCommon {
     #[arg(long, value_name = "SUBJECT")]
     pub room: Option<Subject>,
 
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub earlier: BenchEarlier,
+}
+
+/// The run that a bench is held against.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct BenchEarlier {
     /// Compare with what an earlier run printed under --json; exit code 1 when a figure got worse
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,

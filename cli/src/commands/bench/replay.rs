@@ -64,7 +64,7 @@ pub async fn run(args: &BenchReplayArgs, global: &Global, out: Output) -> Result
     }
     let failure = judge(args.common.room.is_none().then_some(args.count), args.subscribers, total.messages);
     let report = describe(args, &rooms, &names(&nodes, args.subscribers), &total).set("failed", failure.is_some());
-    let printed = report.print(&args.common, out);
+    let printed = report.print(&args.common.earlier, out);
     ended(failure, total.messages > 0, false)?;
     printed
 }
