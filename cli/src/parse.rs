@@ -49,12 +49,13 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// `meta`, `s3` or `3`.
+/// `meta`, `s3` or `3`; `s0` is not another name of meta.
 pub fn group(text: &str) -> Result<GroupId, String> {
     let number = text.strip_prefix('s').unwrap_or(text);
-    match text {
-        "meta" => Ok(GroupId::META),
-        _ => number.parse().map(GroupId).map_err(|_| format!("found {text:?}, expected meta, s1, s2, ...")),
+    match (text, number.parse()) {
+        ("meta", _) => Ok(GroupId::META),
+        (_, Ok(shard)) if shard > 0 => Ok(GroupId(shard)),
+        _ => Err(format!("found {text:?}, expected meta, s1, s2, ...")),
     }
 }
 
@@ -188,6 +189,15 @@ mod tests {
         assert_eq!(size("64KiB"), Ok(65_536));
         assert_eq!(size("1MiB"), Ok(1 << 20));
         assert!(size("1kb").is_err() && size("").is_err() && size("99999999999999999999MiB").is_err());
+    }
+
+    #[test]
+    fn groups() {
+        assert_eq!(group("meta"), Ok(GroupId::META));
+        assert_eq!((group("s3"), group("3")), (Ok(GroupId(3)), Ok(GroupId(3))));
+        for text in ["s0", "0", "s", "", "-1", "META", "ss1"] {
+            assert!(group(text).unwrap_err().contains("expected meta, s1, s2"), "{text}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{Client, Error};
 unary!(read status_get, ClusterServiceClient, get_status, v1::GetStatusRequest, v1::GetStatusResponse);
 unary!(read groups_list, ClusterServiceClient, list_groups, v1::ListGroupsRequest, v1::ListGroupsResponse);
 unary!(replicas_verify, ClusterServiceClient, verify, v1::VerifyRequest, v1::VerifyResponse);
-unary!(config_get, ClusterServiceClient, get_config, v1::GetConfigRequest, v1::GetConfigResponse);
+unary!(read config_get, ClusterServiceClient, get_config, v1::GetConfigRequest, v1::GetConfigResponse);
 unary!(snapshot_build, ClusterServiceClient, snapshot, v1::SnapshotRequest, v1::SnapshotResponse);
 
 /// Why a leadership cannot move now does not change by asking again and again.

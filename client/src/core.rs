@@ -4,9 +4,7 @@
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use tonic::{Request, Response, Status};
 use unibus_proto::code::Outcome;
 use unibus_proto::files::Identity;
@@ -19,6 +17,7 @@ use crate::event::Events;
 use crate::nodes::{Node, NodeBook, Target};
 use crate::platform::{Channel, Platform, random, timeout};
 use crate::publish::Lanes;
+use crate::race::Attempted;
 use crate::retry::Backoff;
 use crate::signin::{Authorization, Tokens};
 use crate::{ClientEvent, Error, ErrorCode};
@@ -105,7 +104,7 @@ impl<P: Platform> Core<P> {
     pub fn node<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Node, Error>> {
         Box::pin(async move {
             if matches!(target, Target::Only(name) if !name.contains(':')) && !self.nodes().learnt() {
-                self.call(&Target::Any, topology).await.map(|topology| self.nodes().learn(&topology))?;
+                self.read(&Target::Any, topology).await.map(|topology| self.nodes().learn(&topology))?;
             }
             self.nodes().pick(&self.platform, target)
         })
@@ -113,7 +112,7 @@ impl<P: Platform> Core<P> {
 
     /// Asks a node about the others.
     pub async fn refresh_topology(&self) -> Result<GetTopologyResponse, Error> {
-        let topology = self.call(&self.target(Target::Any), topology).await?;
+        let topology = self.read(&self.target(Target::Any), topology).await?;
         self.nodes().learn(&topology);
         Ok(topology)
     }
@@ -147,7 +146,7 @@ impl<P: Platform> Core<P> {
         Box::pin(self.call_until_final(self.config.patience.min(patience), target, false, attempt))
     }
 
-    async fn call_until_final<T>(
+    async fn call_until_final<T: Send>(
         &self,
         patience: Duration,
         target: &Target,
@@ -164,7 +163,11 @@ impl<P: Platform> Core<P> {
             self.tell_failover(&mut failed_at, &node);
             let begun = self.platform.now();
             let beside = reads && !matches!(target, Target::Only(_));
-            let (node, answer) = self.attempt_beside(node, beside, gives_up, &attempt).await;
+            let ask = |node| -> BoxFuture<'_, _> {
+                let attempt = &attempt;
+                Box::pin(async move { self.attempt(&node, gives_up, attempt).await })
+            };
+            let (node, answer) = self.race(node, READ_HEDGE, beside, "the call", ask).await;
             let (generation, error) = match answer {
                 Ok(value) => {
                     self.nodes().note_success(&node.address);
@@ -197,59 +200,12 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// An attempt at `node` and, if that is wanted, at others beside it while nobody answers; the first
-    /// success counts, or the first that says that there is no leader. Says whose answer it is.
-    async fn attempt_beside<T>(
-        &self,
-        node: Node,
-        beside: bool,
-        gives_up: Duration,
-        attempt: &(impl Fn(Rpc) -> Answer<T> + Sync),
-    ) -> (Node, Result<T, (u64, Error)>) {
-        let one = |node: Node| {
-            Box::pin(async move {
-                let answer = self.attempt(&node, gives_up, attempt).await;
-                (node, answer)
-            })
-        };
-        let mut running = FuturesUnordered::from_iter([one(node.clone())]);
-        let (mut asked, mut first_failed) = (vec![node], None);
-        loop {
-            let next = if beside { self.nodes().pick_beside(&self.platform, &asked) } else { None };
-            tokio::select! {
-                biased;
-                Some(answered) = running.next() => {
-                    // It looked for a leader for long; who has one would have answered by now.
-                    if matches!(&answered, (_, Err((_, error))) if error.code == ErrorCode::NoLeader) {
-                        return answered;
-                    }
-                    if !matches!(&answered, (_, Err((_, error))) if error.is_transient()) {
-                        let outrun = asked.iter().filter(|node| node.address != answered.0.address);
-                        outrun.for_each(|node| self.note_failure(&node.address, &silent(node, "the call")));
-                        return answered;
-                    }
-                    let first = first_failed.take().unwrap_or(answered);
-                    if running.is_empty() {
-                        return first;
-                    }
-                    first_failed = Some(first);
-                }
-                () = self.platform.sleep(READ_HEDGE), if next.is_some() => {
-                    if let Some(next) = next {
-                        asked.push(next.clone());
-                        running.push(one(next));
-                    }
-                }
-            }
-        }
-    }
-
     async fn attempt<T>(
         &self,
         node: &Node,
         gives_up: Duration,
         attempt: &(impl Fn(Rpc) -> Answer<T> + Sync),
-    ) -> Result<T, (u64, Error)> {
+    ) -> Attempted<T> {
         let begun = self.platform.now();
         let ends = gives_up.min(begun + self.config.attempt_timeout).max(begun + ATTEMPT_MIN);
         let signed_in = timeout(&self.platform, ends - begun, self.authorization(node)).await;

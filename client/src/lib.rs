@@ -57,6 +57,7 @@ mod membership;
 mod nodes;
 mod platform;
 mod publish;
+mod race;
 mod retry;
 mod rooms;
 mod signin;

@@ -8,7 +8,7 @@ use crate::nodes::Target;
 use crate::platform::Platform;
 use crate::{Client, Error};
 
-unary!(nodes_list, ClusterServiceClient, list_nodes, v1::ListNodesRequest, v1::ListNodesResponse);
+unary!(read nodes_list, ClusterServiceClient, list_nodes, v1::ListNodesRequest, v1::ListNodesResponse);
 unary!(node_add, ClusterServiceClient, add_node, v1::AddNodeRequest, v1::AddNodeResponse);
 unary!(node_drain, ClusterServiceClient, drain_node, v1::DrainNodeRequest, v1::DrainNodeResponse);
 unary!(node_undrain, ClusterServiceClient, undrain_node, v1::UndrainNodeRequest, v1::UndrainNodeResponse);

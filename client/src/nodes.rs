@@ -166,11 +166,11 @@ impl NodeBook {
         Ok(self.connect(platform, at))
     }
 
-    /// Another node than those, one that works if there is one.
-    pub fn pick_beside<P: Platform>(&mut self, platform: &P, those: &[Node]) -> Option<Node> {
+    /// A node that was not asked yet, one that works if there is one.
+    pub fn pick_beside<P: Platform>(&mut self, platform: &P, is_asked: impl Fn(&Arc<str>) -> bool) -> Option<Node> {
         let (now, count) = (platform.now(), self.entries.len());
         let order = (0..count).map(|step| (self.preferred + step) % count);
-        let others = order.filter(|&at| those.iter().all(|node| node.address != self.entries[at].address));
+        let others = order.filter(|&at| !is_asked(&self.entries[at].address));
         let at = others.min_by_key(|&at| self.entries[at].rests_until.max(now))?;
         Some(self.connect(platform, at))
     }

@@ -163,7 +163,7 @@ impl<P: Platform> Client<P> {
     ) -> Result<v1::AppendRosterResponse, Error> {
         let key = self.device_list(user).await?.user_key;
         let change = RosterEvent { role: role.into(), subject_key_fingerprint: fingerprint(&key), ..about(user) };
-        self.append(room.into(), RosterEvent { op: RosterOp::Add.into(), ..change }).await
+        self.append(room.into(), |_| RosterEvent { op: RosterOp::Add.into(), ..change.clone() }).await
     }
 
     /// Removes a member: he reads and publishes nothing that comes after.
@@ -172,7 +172,7 @@ impl<P: Platform> Client<P> {
         room: impl Into<RoomKey>,
         user: &Handle,
     ) -> Result<v1::AppendRosterResponse, Error> {
-        self.append(room.into(), RosterEvent { op: RosterOp::Remove.into(), ..about(user) }).await
+        self.append(room.into(), |_| RosterEvent { op: RosterOp::Remove.into(), ..about(user) }).await
     }
 
     /// Changes a member's role.
@@ -182,28 +182,35 @@ impl<P: Platform> Client<P> {
         user: &Handle,
         role: RoomRole,
     ) -> Result<v1::AppendRosterResponse, Error> {
-        let change = RosterEvent { op: RosterOp::Role.into(), role: role.into(), ..about(user) };
+        let change = |_: &_| RosterEvent { op: RosterOp::Role.into(), role: role.into(), ..about(user) };
         self.append(room.into(), change).await
     }
 
     /// Leaves a room.
     pub async fn leave_room(&self, room: impl Into<RoomKey>) -> Result<v1::AppendRosterResponse, Error> {
-        let change = RosterEvent { op: RosterOp::Leave.into(), ..about(&self.identity().handle) };
+        let change = |_: &_| RosterEvent { op: RosterOp::Leave.into(), ..about(&self.identity().handle) };
         self.append(room.into(), change).await
     }
 
-    /// Changes a room's policy.
-    pub async fn set_room_policy(
+    /// Changes a room's policy to what `change` makes of it; asked again when another change came between.
+    pub async fn update_room_policy(
         &self,
         room: impl Into<RoomKey>,
-        policy: RoomPolicy,
+        change: impl Fn(RoomPolicy) -> RoomPolicy,
     ) -> Result<v1::AppendRosterResponse, Error> {
-        let change = RosterEvent { op: RosterOp::Policy.into(), policy: Some(policy), ..RosterEvent::default() };
+        let change = |room: &v1::Room| {
+            let policy = Some(change(room.policy.unwrap_or_default()));
+            RosterEvent { op: RosterOp::Policy.into(), policy, ..RosterEvent::default() }
+        };
         self.append(room.into(), change).await
     }
 
-    /// Signs a change on top of the roster's head, again when another change came between.
-    async fn append(&self, key: RoomKey, change: RosterEvent) -> Result<v1::AppendRosterResponse, Error> {
+    /// Signs a change of the room on top of its roster's head, again when another change came between.
+    async fn append(
+        &self,
+        key: RoomKey,
+        change: impl Fn(&v1::Room) -> RosterEvent,
+    ) -> Result<v1::AppendRosterResponse, Error> {
         let mut resigns = 0;
         loop {
             let room = self.room(key.clone()).await?;
@@ -211,7 +218,7 @@ impl<P: Platform> Client<P> {
                 room_id: room.room_id.clone(),
                 height: room.roster_height + 1,
                 previous_hash: room.roster_hash.clone(),
-                ..change.clone()
+                ..change(&room)
             };
             let height = event.height;
             let (event, actor) = self.sign_event(event).await?;

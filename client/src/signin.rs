@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use prost::Message as _;
 use tonic::metadata::{Ascii, MetadataValue};
 use unibus_proto::id::ClusterId;
@@ -28,7 +26,8 @@ const SCHEME: &str = "Unibus";
 /// The topology is answered from memory.
 const LEARN_PATIENCE: Duration = Duration::from_millis(500);
 
-/// A node that works answers sooner, even from another continent; one that hangs costs no more than this.
+/// A node in reach answers sooner; one that hangs costs no more than this. A first sign-in over round trips of
+/// 100 ms (connection, TLS, two calls) takes longer: then another node is asked too.
 const HEDGE: Duration = Duration::from_millis(300);
 
 /// What a call carries to be let in.
@@ -94,48 +93,17 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Signs in at `node` and, while nobody answers, at the others beside it; the first success counts.
+    /// Signs in at `node` and, while nobody answers, at the others beside it, unless the client talks to one
+    /// node only.
     async fn sign_in_beside(&self, node: &Node) -> Result<SignedIn, Error> {
-        let mut asked = vec![node.clone()];
-        let mut running = FuturesUnordered::from_iter([self.sign_in_at(node.clone())]);
-        let mut first_error = None;
-        loop {
-            let next = self.next_beside(&asked);
-            tokio::select! {
-                biased;
-                Some(answer) = running.next() => match answer {
-                    Ok(signed_in) => {
-                        let outrun = asked.iter().filter(|node| node.address != signed_in.at.address);
-                        outrun.for_each(|node| self.note_failure(&node.address, &silent(node, "the sign-in")));
-                        return Ok(signed_in);
-                    }
-                    Err(error) if !error.is_transient() => return Err(error),
-                    Err(error) if running.is_empty() => return Err(first_error.unwrap_or(error)),
-                    Err(error) => drop(first_error.get_or_insert(error)),
-                },
-                () = self.platform.sleep(HEDGE), if next.is_some() => {
-                    if let Some(next) = next {
-                        asked.push(next.clone());
-                        running.push(self.sign_in_at(next));
-                    }
-                }
-            }
-        }
-    }
-
-    /// A node that was not asked yet; none for a client that talks to one node only.
-    fn next_beside(&self, asked: &[Node]) -> Option<Node> {
-        match self.config.pin {
-            Some(_) => None,
-            None => self.nodes().pick_beside(&self.platform, asked),
-        }
-    }
-
-    fn sign_in_at(&self, node: Node) -> BoxFuture<'_, Result<SignedIn, Error>> {
-        Box::pin(async move {
-            let (value, lifetime) = self.sign_in(&node).await?;
-            Ok(SignedIn { at: node, value, lifetime })
-        })
+        let ask = |at: Node| -> BoxFuture<'_, _> {
+            Box::pin(async move {
+                let (value, lifetime) = self.sign_in(&at).await.map_err(|error| (0, error))?;
+                Ok(SignedIn { at, value, lifetime })
+            })
+        };
+        let beside = self.config.pin.is_none();
+        self.race(node.clone(), HEDGE, beside, "the sign-in", ask).await.1.map_err(|(_, error)| error)
     }
 
     /// Asks once who else there is: calls that go to leaders, and failover beyond the configured addresses, rest

@@ -4,12 +4,13 @@
 
 mod fake;
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use fake::{Cluster, FakePlatform, ROOM, alice};
 use unibus_client::proto::code::Outcome;
 use unibus_client::proto::id::{ClusterId, Handle};
-use unibus_client::proto::v1::{RoomPolicy, RoomRole};
+use unibus_client::proto::v1::{RoomPolicy, RoomRetention, RoomRole};
 use unibus_client::{Client, ClientConfig, ErrorCode};
 
 #[tokio::test(start_paused = true)]
@@ -136,6 +137,25 @@ async fn silent_nodes_do_not_hold_up_the_sign_in() {
     }
 }
 
+/// A node on another continent answers just after another one was asked beside it.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_asked_a_moment_ago_is_not_silent() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    let ms = Duration::from_millis;
+    for (node, takes) in [(1, ms(310)), (2, ms(100)), (3, ms(100))] {
+        cluster.lock().node(node).sign_in_takes = takes;
+    }
+    cluster.lock().leader = 2;
+    // The token ends.
+    tokio::time::sleep(Duration::from_secs(1_000)).await;
+    let started = tokio::time::Instant::now();
+    client.publisher(ROOM).open().await.unwrap().send("x").await.unwrap();
+    assert!((ms(310)..ms(350)).contains(&started.elapsed()), "{:?}", started.elapsed());
+    let requests = [1, 2, 3].map(|node| cluster.lock().node(node).requests.len());
+    assert_eq!(requests, [0, 1, 0], "the leader was asked beside the first node, and is well");
+}
+
 #[tokio::test(start_paused = true)]
 async fn with_two_silent_nodes_a_publish_is_refused_in_time_with_the_reason() {
     let (cluster, client) = with_two_silent_nodes(Duration::from_secs(2)).await;
@@ -194,6 +214,22 @@ async fn a_read_is_asked_elsewhere_while_a_node_is_silent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_asked_about_the_cluster_is_asked_elsewhere_too() {
+    for question in ["nodes", "config", "topology"] {
+        let cluster = Cluster::new();
+        let client = cluster.client().await;
+        cluster.lock().node(1).deaf = true;
+        let started = tokio::time::Instant::now();
+        match question {
+            "nodes" => drop(client.list_nodes().await.unwrap()),
+            "config" => drop(client.node_config(None).await.unwrap()),
+            _ => assert_ne!(client.topology().await.unwrap().node_id, 1),
+        }
+        assert!(started.elapsed() < Duration::from_millis(1_500), "{question}: {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pinned_client_talks_to_its_node_only() {
     let cluster = Cluster::new();
     for pin in ["n2", "n2:1"] {
@@ -233,6 +269,28 @@ async fn signs_again_when_another_change_came_first() {
     sequences.sort();
     assert_eq!(sequences, (1..=8).collect::<Vec<_>>());
     assert_eq!(cluster.lock().rooms[&ROOM].room.roster_height, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_policy_keeps_one_that_came_first() {
+    let cluster = Cluster::new();
+    let client = cluster.client().await;
+    let asked = Cell::new(0);
+    // While it is signed, another admin's change commits.
+    let change = |policy: RoomPolicy| {
+        if asked.replace(asked.get() + 1) == 0 {
+            let mut state = cluster.lock();
+            let room = &mut state.rooms.get_mut(&ROOM).unwrap().room;
+            (room.roster_height, room.roster_hash) = (1, vec![2; 32].into());
+            let retention = Some(RoomRetention { max_bytes: 1 << 30, ..RoomRetention::default() });
+            room.policy = Some(RoomPolicy { retention, ..RoomPolicy::default() });
+        }
+        let retention = RoomRetention { max_age_ms: 60_000, ..policy.retention.unwrap_or_default() };
+        RoomPolicy { retention: Some(retention), ..policy }
+    };
+    let done = client.update_room_policy(ROOM, change).await.unwrap();
+    let retention = RoomRetention { max_age_ms: 60_000, max_bytes: 1 << 30, max_messages: 0 };
+    assert_eq!((asked.get(), done.room.unwrap().policy.unwrap().retention), (2, Some(retention)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -108,6 +108,41 @@ async fn a_gap_that_stays_is_an_error_not_a_hole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_received_behind_an_unknown_entry_is_resumed() {
+    let cluster = Cluster::new();
+    cluster.lock().store(ROOM, bodies(0..6));
+    let known = cluster.lock().rooms.get_mut(&ROOM).unwrap().timeline[4].entry.take();
+    let client = cluster.client().await;
+    let mut subscription = client.subscribe(&filter("ops.log"), Start::Earliest, Default::default()).await.unwrap();
+    assert_eq!(read(&mut subscription, 4).await, [0, 1, 2, 3]);
+    assert_eq!(subscription.next().await.unwrap().unwrap_err().code, ErrorCode::VersionSkew);
+    assert_eq!((subscription.next().await, subscription.received()), (None, None));
+    let resume = subscription.positions();
+    assert_eq!(resume, BTreeMap::from([(ROOM, Sequence(4))]));
+    // As after an upgrade.
+    cluster.lock().rooms.get_mut(&ROOM).unwrap().timeline[4].entry = known;
+    let options = SubscribeOptions { resume, ..Default::default() };
+    let mut subscription = client.subscribe(&filter("ops.log"), Start::Earliest, options).await.unwrap();
+    assert_eq!(read(&mut subscription, 3).await, [4, 5, 6]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_follows_an_error_and_what_came_with_it_is_resumed() {
+    let cluster = Cluster::new();
+    cluster.lock().store(ROOM, bodies(0..6));
+    // The last gap that is put up with comes in one batch with an entry that is in order.
+    let faults = [1, 1, 1, 1, 1, 2].map(SubscribeFault::Skip);
+    cluster.lock().node(1).subscribe_faults.extend(faults);
+    let client = cluster.client().await;
+    let options = SubscribeOptions { pin: Some("n1".into()), ..Default::default() };
+    let mut subscription = client.subscribe(&filter("ops.log"), Start::Earliest, options).await.unwrap();
+    assert_eq!(read(&mut subscription, 1).await, [0]);
+    assert_eq!(subscription.next().await.unwrap().unwrap_err().code, ErrorCode::Corrupt);
+    assert_eq!((subscription.next().await, subscription.received()), (None, None));
+    assert_eq!(subscription.positions(), BTreeMap::from([(ROOM, Sequence(1))]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn latest_stays_latest_over_a_break() {
     let cluster = Cluster::new();
     cluster.lock().store(ROOM, bodies(0..5));

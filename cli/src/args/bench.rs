@@ -34,6 +34,14 @@ pub struct BenchCommon {
     #[arg(long, value_name = "SUBJECT")]
     pub room: Option<Subject>,
 
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub earlier: BenchEarlier,
+}
+
+/// The run that a bench is held against.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct BenchEarlier {
     /// Compare with what an earlier run printed under --json; exit code 1 when a figure got worse
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
@@ -146,7 +154,8 @@ pub struct BenchLatencyArgs {
 /// Measures how long a message takes from its publisher to a subscriber on another node
 ///
 /// The publisher speaks to the leader of the room's shard, each subscriber to a node that does not lead
-/// it, over a connection of its own. Latency is measured from the moment that a message was due.
+/// it, up to 48 per node over a connection of its own. Latency is measured from the moment that a message
+/// was due.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     before_help = "Examples:
@@ -197,7 +206,7 @@ pub struct BenchReplayArgs {
     #[arg(long, value_name = "MESSAGES", default_value_t = 1_000_000, conflicts_with = "room", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: u64,
 
-    /// Subscribers that read at the same time, each over a connection of its own
+    /// Subscribers that read at the same time, up to 48 per node over a connection of its own
     #[arg(long, value_name = "SUBSCRIBERS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=500))]
     pub subscribers: u32,
 
@@ -208,9 +217,9 @@ pub struct BenchReplayArgs {
 
 /// Measures how many deliveries per second reach the subscribers of a room
 ///
-/// The subscribers are spread over the nodes, each over a connection of its own. The publishers run as
-/// fast as they can, but never more than --ahead messages ahead of the slowest subscriber: what is
-/// measured can be kept up, and everybody has received everything at the end.
+/// The subscribers are spread over the nodes, up to 48 per node over a connection of its own. The
+/// publishers run as fast as they can, but never more than --ahead messages ahead of the slowest
+/// subscriber: what is measured can be kept up, and everybody has received everything at the end.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     before_help = "Examples:

@@ -1,5 +1,7 @@
 //! `bench rooms`.
 
+use super::BenchEarlier;
+
 /// Measures how fast rooms are made
 ///
 /// Keeps --parallel requests on the way, each of which makes a room and waits until it is fsynced on a majority
@@ -9,7 +11,8 @@
 #[command(
     before_help = "Examples:
   unibusctl bench rooms --rooms 10000 --parallel 256
-  unibusctl bench rooms --rooms 100000 --users 10000 --json",
+  unibusctl bench rooms --rooms 100000 --users 10000 --json
+  unibusctl bench rooms --json > new.json --compare old.json",
     after_help = "Next: unibusctl status"
 )]
 pub struct BenchRoomsArgs {
@@ -24,4 +27,8 @@ pub struct BenchRoomsArgs {
     /// Requests on the way
     #[arg(long, value_name = "REQUESTS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4_096))]
     pub parallel: u32,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub earlier: BenchEarlier,
 }

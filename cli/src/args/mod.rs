@@ -16,8 +16,8 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use bench::{
-    BenchCommand, BenchCommon, BenchE2eArgs, BenchFanoutArgs, BenchLatencyArgs, BenchPublishArgs, BenchReplayArgs,
-    STAMP_BYTES,
+    BenchCommand, BenchCommon, BenchE2eArgs, BenchEarlier, BenchFanoutArgs, BenchLatencyArgs, BenchPublishArgs,
+    BenchReplayArgs, STAMP_BYTES,
 };
 pub use bench_rooms::BenchRoomsArgs;
 pub use cluster::{CheckArgs, StatusArgs};
@@ -59,7 +59,7 @@ pub struct Cli {
 }
 
 /// Options of every command.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Whom to sign in as and where: a profile made by `profile add`

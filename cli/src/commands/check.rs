@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use unibus_client::{Client, Item, Publisher, Start, SubscribeOptions, Subscription, TokioPlatform};
 use unibus_proto::code::ErrorCode;
 use unibus_proto::subject::{Subject, SubjectFilter};
-use unibus_proto::v1::RoomPolicy;
 
+use super::stored_plaintext;
 use crate::args::{CheckArgs, Global};
 use crate::exit::{Failure, Result};
 use crate::output::Output;
@@ -163,8 +163,7 @@ pub async fn ensure_room(client: &Client, subject: &Subject) -> Result<()> {
         Err(error) if error.code == ErrorCode::RoomNotFound => {}
         Err(error) => return Err(error.into()),
     }
-    let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
-    match client.create_room(subject, policy).await {
+    match client.create_room(subject, stored_plaintext()).await {
         Ok(_) => Ok(()),
         // Another check of this device was faster.
         Err(error) if error.code == ErrorCode::AlreadyExists => Ok(()),

@@ -16,6 +16,7 @@ mod user;
 mod verify;
 
 use clap_complete::generate;
+use unibus_proto::v1::RoomPolicy;
 
 use crate::args::{self, Cli, Command, CompletionsArgs};
 use crate::exit::{Exit, Result};
@@ -42,6 +43,11 @@ pub async fn run(cli: Cli, out: Output) -> Result<u8> {
         Command::Completions(args) => completions(args, out)?,
     }
     Ok(Exit::Done.number())
+}
+
+/// The policy of the rooms that `check` and `bench` make.
+fn stored_plaintext() -> RoomPolicy {
+    RoomPolicy { persist: true, ..RoomPolicy::default() }
 }
 
 fn completions(args: &CompletionsArgs, out: Output) -> Result<()> {

@@ -66,16 +66,14 @@ async fn update(subject: &Subject, retain: RetainArgs, global: &Global, out: Out
         ));
     }
     let client = Session::open(global, out)?.client;
-    let room = client.room(subject).await.during(format!("room {subject}"))?;
-    let policy = with_retention(room.policy.unwrap_or_default(), retain);
-    let step = format!("update room {subject}");
-    let done = client.set_room_policy(subject, policy).await.during(step)?;
-    let room = done.room.unwrap_or(room);
-    out.either("room", || describe(&room), || format!("{subject}\t{}", retention_words(&policy)))?;
+    let change = |policy| with_retention(policy, retain);
+    let done = client.update_room_policy(subject, change).await.during(format!("update room {subject}"))?;
+    let room = done.room.unwrap_or_default();
+    let kept = retention_words(&room.policy.unwrap_or_default());
+    out.either("room", || describe(&room), || format!("{subject}\t{kept}"))?;
     out.hint(format!(
-        "holds from sequence {} of {subject} on, fsynced on a majority; kept: {}\nnext: unibusctl room info {subject}",
-        done.sequence,
-        retention_words(&policy)
+        "holds from sequence {} of {subject} on, fsynced on a majority; kept: {kept}\nnext: unibusctl room info {subject}",
+        done.sequence
     ));
     Ok(())
 }

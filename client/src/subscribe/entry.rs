@@ -33,14 +33,17 @@ impl Run {
         self.place.is_empty()
     }
 
-    /// Takes the next one. `user` is who published the one before: often he is the same.
+    /// Takes the next one; one that cannot be read stays. `user` is who published the one before: often he
+    /// is the same.
     pub fn take(&mut self, user: &mut Arc<str>) -> Result<Item, Error> {
         let entry = entry_at(&self.chunk, self.place.start).map_err(malformed)?;
-        (self.place.start, self.next) = (entry.end, self.next + 1);
-        match self.message(entry.clone(), user) {
-            Some(message) => Ok(Item::Message(message)),
-            None => self.any(self.chunk.slice(entry), user),
-        }
+        let end = entry.end;
+        let item = match self.message(entry.clone(), user) {
+            Some(message) => Item::Message(message),
+            None => self.any(self.chunk.slice(entry), user)?,
+        };
+        (self.place.start, self.next) = (end, self.next + 1);
+        Ok(item)
     }
 
     /// A message as nodes encode it, which is nearly every entry: no copy, no allocation.

@@ -101,7 +101,10 @@ pub struct Subscription<P: Platform> {
     ends: BTreeMap<RoomId, u64>,
     queue: Queue,
     connection: Option<Connection>,
+    /// No node has more to deliver.
     over: bool,
+    /// An error was returned: nothing follows it.
+    failed: bool,
     backoff: Backoff,
     /// The pause before the next connection.
     pause: Option<Duration>,
@@ -131,6 +134,7 @@ impl<P: Platform> Client<P> {
             queue: Queue::new(),
             connection: None,
             over: false,
+            failed: false,
             backoff: Backoff::default(),
             pause: None,
             trouble_since: None,
@@ -164,14 +168,14 @@ impl<P: Platform> Subscription<P> {
             if let Some(item) = self.received() {
                 return Some(item);
             }
-            if self.over {
+            if self.over || self.failed {
                 return None;
             }
             let patience = self.options.patience;
             // A node that never catches up must not make a subscription with an end go on for ever.
             let patience = patience.or_else(|| self.options.until_end.then_some(self.core.config.patience));
             if let Err(error) = self.advance(patience).await {
-                self.over = true;
+                self.failed = true;
                 return Some(Err(error));
             }
         }
@@ -179,11 +183,11 @@ impl<P: Platform> Subscription<P> {
 
     /// The next element, if it is here already: whoever reads many needs to wait only when there is none.
     pub fn received(&mut self) -> Option<Result<Item, Error>> {
-        let item = self.track.take(&mut self.queue)?;
-        if item.is_err() {
-            self.over = true;
-            self.queue.clear();
+        if self.failed {
+            return None;
         }
+        let item = self.track.take(&mut self.queue)?;
+        self.failed = item.is_err();
         Some(item)
     }
 

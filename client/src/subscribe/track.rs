@@ -111,12 +111,12 @@ impl Track {
         ends.iter().all(|(room, &end)| self.next.get(room).is_some_and(|&next| next > end))
     }
 
-    /// The next element that was received.
+    /// The next element that was received; one that cannot be read stays where it is.
     pub fn take(&mut self, queue: &mut Queue) -> Option<Result<Item, Error>> {
         match queue.front_mut()? {
             Queued::Run(run) => {
                 let item = run.take(&mut self.user);
-                if run.is_empty() || item.is_err() {
+                if run.is_empty() {
                     queue.pop_front();
                 }
                 Some(item)

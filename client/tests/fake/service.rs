@@ -99,6 +99,8 @@ impl v1::auth_service_server::AuthService for Server {
     }
 
     async fn sign_in(&self, request: Request<v1::SignInRequest>) -> Result<Response<v1::SignInResponse>, Status> {
+        let takes = self.cluster.lock().node(self.node).sign_in_takes;
+        tokio::time::sleep(takes).await;
         let request = request.into_inner();
         let alice = super::alice();
         let signed = request.claims.unwrap();
@@ -165,16 +167,24 @@ impl v1::cluster_service_server::ClusterService for Server {
         Err(Status::unimplemented(""))
     }
 
-    async fn get_config(&self, _: Request<v1::GetConfigRequest>) -> Result<Response<v1::GetConfigResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn get_config(
+        &self,
+        request: Request<v1::GetConfigRequest>,
+    ) -> Result<Response<v1::GetConfigResponse>, Status> {
+        self.admit(request.metadata())?;
+        Ok(Response::new(v1::GetConfigResponse::default()))
     }
 
     async fn snapshot(&self, _: Request<v1::SnapshotRequest>) -> Result<Response<v1::SnapshotResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 
-    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn list_nodes(
+        &self,
+        request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        self.admit(request.metadata())?;
+        Ok(Response::new(v1::ListNodesResponse::default()))
     }
 
     async fn add_node(&self, _: Request<v1::AddNodeRequest>) -> Result<Response<v1::AddNodeResponse>, Status> {
@@ -287,6 +297,7 @@ impl v1::room_service_server::RoomService for Server {
             }
             room.room.roster_height += 1;
             room.room.roster_hash = Bytes::copy_from_slice(&event.payload_hash());
+            room.room.policy = decoded.policy.or(room.room.policy);
             let sequence = room.timeline.len() as u64;
             room.roster.push(v1::RosterEntry { event: Some(event), actor: None, sequence });
             let entry = Some(v1::delivery::Entry::Roster(v1::RosterEntry::default()));

@@ -44,6 +44,8 @@ pub struct Node {
     pub down: bool,
     /// Takes connections and never answers.
     pub deaf: bool,
+    /// Takes so long to answer a sign-in.
+    pub sign_in_takes: std::time::Duration,
     /// Says after this time that no group has a leader.
     pub leaderless_after: Option<std::time::Duration>,
     /// Does not take tokens until it is asked so often.

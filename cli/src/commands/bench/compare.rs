@@ -8,9 +8,11 @@ use crate::exit::{Failure, Result};
 use crate::output::{Output, thousands};
 
 /// What is compared: where it stands, whether more is better, whether it decides.
-const FIGURES: [(&str, bool, bool); 6] = [
+const FIGURES: [(&str, bool, bool); 8] = [
     ("messages_per_second", true, true),
     ("deliveries_per_second", true, true),
+    ("rooms_per_second", true, true),
+    ("users_per_second", true, true),
     ("latency_us.p50", false, true),
     ("latency_us.p90", false, true),
     ("latency_us.p99", false, true),
@@ -18,8 +20,8 @@ const FIGURES: [(&str, bool, bool); 6] = [
     ("latency_us.p99_9", false, false),
 ];
 /// Settings without which figures say nothing about each other.
-const SETTINGS: [&str; 7] =
-    ["schema", "size_bytes", "publishers", "in_flight", "subscribers", "rooms", "rate_per_second"];
+const SETTINGS: [&str; 9] =
+    ["schema", "size_bytes", "publishers", "in_flight", "subscribers", "rooms", "rate_per_second", "users", "parallel"];
 
 /// A figure of both runs.
 #[derive(Debug, PartialEq)]
@@ -114,6 +116,14 @@ mod tests {
         assert_eq!(worse(run(1_000, 100, 5), run(800, 100, 5), 10), ["messages_per_second"]);
         assert_eq!(worse(run(1_000, 100, 5), run(2_000, 120, 5), 10), ["latency_us.p50"]);
         assert_eq!(worse(run(1_000, 100, 5), run(800, 120, 5), 50), [""; 0]);
+    }
+
+    #[test]
+    fn rooms_and_users_are_compared_at_equal_load() {
+        let run = |rooms: u64, users: u64, parallel: u64| json!({ "rooms": 1_000, "parallel": parallel, "rooms_per_second": rooms, "users_per_second": users });
+        assert_eq!(worse(run(500, 90, 64), run(490, 95, 64), 10), [""; 0]);
+        assert_eq!(worse(run(500, 90, 64), run(400, 50, 64), 10), ["rooms_per_second", "users_per_second"]);
+        assert!(Earlier(run(500, 90, 64)).compare(&run(500, 90, 8), 10).is_err());
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub async fn run(args: &BenchE2eArgs, global: &Global, out: Output) -> Result<()
     if missing > 0 {
         total.fail(Failure::local(format!("{missing} subscribers did not receive every acknowledged message in time")));
     }
-    let printed = describe(args, &rooms, &places, &total).print(&args.run.common, out);
+    let printed = describe(args, &rooms, &places, &total).print(&args.run.common.earlier, out);
     ended(total.failure, !total.latency.is_empty(), was_interrupted)?;
     printed
 }

@@ -62,7 +62,7 @@ pub async fn run(args: &BenchFanoutArgs, global: &Global, out: Output) -> Result
         let why = format!("{missing} subscribers did not receive every acknowledged message in time");
         found.failure.get_or_insert(Failure::local(why));
     }
-    let printed = describe(args, &rooms, &found).print(&args.run.common, out);
+    let printed = describe(args, &rooms, &found).print(&args.run.common.earlier, out);
     ended(found.failure, deliveries > 0, was_interrupted)?;
     printed
 }

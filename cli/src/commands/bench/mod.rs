@@ -19,12 +19,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::task::JoinHandle;
 use unibus_client::{Client, Publisher};
 use unibus_proto::subject::{Subject, SubjectFilter};
-use unibus_proto::v1::{NodeEndpoint, RoomPolicy};
+use unibus_proto::v1::NodeEndpoint;
 
+use super::stored_plaintext;
 use crate::args::{BenchCommand, BenchCommon, Global};
 use crate::exit::{Failure, Result};
 use crate::output::{Output, thousands};
-use crate::session::{During, Session, interrupted};
+use crate::session::{During, interrupted};
 use crate::time::now_ms;
 use load::Plan;
 use measure::Measured;
@@ -64,8 +65,7 @@ impl Rooms {
         let mut subjects = Vec::new();
         for name in names {
             let subject: Subject = name.parse().expect("words and hexadecimal digits are a subject");
-            let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
-            client.create_room(&subject, policy).await.during(format!("bench, create room {subject}"))?;
+            client.create_room(&subject, stored_plaintext()).await.during(format!("bench, create room {subject}"))?;
             subjects.push(subject);
         }
         let filter = filter(&if count == 1 { name } else { format!("{name}.>") })?;
@@ -100,11 +100,6 @@ async fn nodes(client: &Client) -> Result<Vec<NodeEndpoint>> {
         true => Err(Failure::local("bench: the cluster names no node")),
         false => Ok(nodes),
     }
-}
-
-/// A client with connections of its own.
-fn another(global: &Global) -> Result<Client> {
-    Ok(Session::prepare(global)?.client)
 }
 
 /// Runs publishers, shows how far they are, ends at Ctrl-C. True when it was interrupted.

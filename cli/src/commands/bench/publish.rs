@@ -7,7 +7,7 @@ use super::load::Plan;
 use super::measure::Measured;
 use super::report::{Report, volume};
 use super::{Rooms, drive, ended};
-use crate::args::{BenchLatencyArgs, BenchPublishArgs, Global};
+use crate::args::{BenchEarlier, BenchLatencyArgs, BenchPublishArgs, Global};
 use crate::exit::Result;
 use crate::output::{Output, bytes, thousands};
 use crate::session::Session;
@@ -35,7 +35,7 @@ pub async fn run(args: &BenchPublishArgs, global: &Global, out: Output) -> Resul
     };
     let report = describe("bench_publish", (args.load.size, args.publishers, args.rate), &load, &rooms, &measured);
     let report = if args.rate.is_none() { report.set("in_flight", args.in_flight) } else { report };
-    finish(report, &args.load.run.common, measured, was_interrupted, out)
+    finish(report, &args.load.run.common.earlier, measured, was_interrupted, out)
 }
 
 /// Runs `bench latency`.
@@ -48,17 +48,17 @@ pub async fn latency(args: &BenchLatencyArgs, global: &Global, out: Output) -> R
     let load = format!("{} publishers at {}/s", args.publishers, args.rate);
     let report =
         describe("bench_latency", (args.load.size, args.publishers, Some(args.rate)), &load, &rooms, &measured);
-    finish(report, &args.load.run.common, measured, was_interrupted, out)
+    finish(report, &args.load.run.common.earlier, measured, was_interrupted, out)
 }
 
 fn finish(
     report: Report,
-    common: &crate::args::BenchCommon,
+    earlier: &BenchEarlier,
     measured: Measured,
     was_interrupted: bool,
     out: Output,
 ) -> Result<()> {
-    let printed = report.print(common, out);
+    let printed = report.print(earlier, out);
     ended(measured.failure, !measured.latency.is_empty(), was_interrupted)?;
     printed
 }

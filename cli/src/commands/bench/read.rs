@@ -7,19 +7,40 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use unibus_client::{Client, Item, Received, Start, SubscribeOptions, Subscription, TokioPlatform};
+use unibus_proto::limits::CONNECTIONS_PER_USER_MAX;
 use unibus_proto::subject::SubjectFilter;
 use unibus_proto::v1::NodeEndpoint;
 
-use super::another;
 use crate::args::Global;
 use crate::exit::{Failure, Result};
-use crate::session::During;
+use crate::session::{During, Session};
 
 /// After the last acknowledgement, what is on its way has so long to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Subscribers of one client process that have connections of their own; more share them, as a node lets
 /// a user have only so many.
 const CONNECTIONS_PER_NODE: usize = 48;
+const _: () = assert!(CONNECTIONS_PER_NODE < CONNECTIONS_PER_USER_MAX, "one is left for publishers");
+
+/// A client for each of `count` subscribers, pinned to the node beside it, on the nodes in turn.
+pub fn clients<'a>(global: &Global, nodes: &'a [NodeEndpoint], count: u32) -> Result<Vec<(Client, &'a NodeEndpoint)>> {
+    deal(nodes, count, |node| {
+        let global = Global { node: vec![node.client_address.clone()], ..global.clone() };
+        Ok(Session::prepare(&global)?.client)
+    })
+}
+
+/// The nodes at which `count` subscribers read, for people.
+pub fn names(nodes: &[NodeEndpoint], count: u32) -> String {
+    nodes.iter().take(count as usize).map(|node| &*node.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Deals `count` out to the nodes in turn; those beyond what a node takes share what others have.
+fn deal<C: Clone, N>(nodes: &[N], count: u32, connect: impl Fn(&N) -> Result<C>) -> Result<Vec<(C, &N)>> {
+    let own = (count as usize).min(CONNECTIONS_PER_NODE * nodes.len());
+    let own: Vec<_> = nodes.iter().cycle().take(own).map(|node| Ok((connect(node)?, node))).collect::<Result<_>>()?;
+    Ok(own.iter().cycle().take(count as usize).cloned().collect())
+}
 
 /// Subscribers on given nodes.
 pub struct Readers {
@@ -46,17 +67,14 @@ pub struct Reading<N> {
 impl Readers {
     /// Opens `count` subscribers, on the nodes in turn, that read what is stored from now on.
     pub async fn open(global: &Global, filter: &SubjectFilter, nodes: &[NodeEndpoint], count: u32) -> Result<Self> {
-        let clients = (count as usize).min(CONNECTIONS_PER_NODE * nodes.len());
-        let clients: Vec<Client> = (0..clients).map(|_| another(global)).collect::<Result<_>>()?;
         let mut subscriptions = Vec::new();
-        for (n, (client, node)) in (0..count).zip(clients.iter().zip(nodes.iter().cycle()).cycle()) {
-            let options = SubscribeOptions { pin: Some(node.client_address.clone()), ..SubscribeOptions::default() };
+        for (n, (client, node)) in clients(global, nodes, count)?.into_iter().enumerate() {
             let step = format!("bench, subscriber {} on {}", n + 1, node.name);
+            let options = SubscribeOptions::default();
             subscriptions.push(client.subscribe(filter, Start::Latest, options).await.during(step)?);
         }
-        let used: Vec<_> = nodes.iter().take(count as usize).map(|node| &*node.name).collect();
         let received = subscriptions.iter().map(|_| Arc::default()).collect();
-        Ok(Self { subscriptions, received, places: used.join(", ") })
+        Ok(Self { subscriptions, received, places: names(nodes, count) })
     }
 
     /// Reads until as many messages have come as [`Reading::finish`] says.
@@ -117,5 +135,28 @@ async fn read<N: Note>(
             next = subscription.received();
         }
         received.store(count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn no_node_gets_more_connections_than_it_takes_of_a_user() {
+        for (count, connections) in [(1, 1), (5, 5), (144, 144), (500, 144)] {
+            let opened = Cell::new(0);
+            let connect = |node: &char| {
+                opened.set(opened.get() + 1);
+                Ok((*node, opened.get()))
+            };
+            let dealt = deal(&['a', 'b', 'c'], count, connect).unwrap();
+            assert_eq!((dealt.len() as u32, opened.get()), (count, connections));
+            assert!(dealt.iter().all(|((connected, _), node)| connected == *node), "each on the node of its client");
+            let on = |wanted| dealt.iter().filter(|(_, node)| **node == wanted).count() as u32;
+            assert!(['a', 'b', 'c'].map(on).iter().all(|&n| n == count / 3 || n == count.div_ceil(3)), "in turn");
+        }
     }
 }

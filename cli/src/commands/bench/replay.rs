@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use unibus_client::{Client, Item, Start, SubscribeOptions};
 use unibus_proto::subject::SubjectFilter;
+use unibus_proto::v1::NodeEndpoint;
 
 use super::load::Plan;
+use super::read::{clients, names};
 use super::report::{Report, volume};
-use super::{Rooms, another, drive, ended, nodes};
+use super::{Rooms, drive, ended, nodes};
 use crate::args::{BenchReplayArgs, Global};
 use crate::exit::{Failure, Result};
 use crate::output::{Output, bytes, thousands};
@@ -38,13 +40,13 @@ pub async fn run(args: &BenchReplayArgs, global: &Global, out: Output) -> Result
     if args.common.room.is_none() {
         fill(&client, args, &rooms, out).await?;
     }
-    let places = places(&client, global, args.subscribers).await?;
+    let nodes = places(nodes(&client).await?, global.node.first());
     let seen = Arc::new(AtomicU64::new(0));
     let shown = seen.clone();
     let _bar = super::show_count("read", move || ("reading", shown.load(Ordering::Relaxed)), out);
     let mut tasks = JoinSet::new();
-    for place in &places {
-        tasks.spawn(Box::pin(replay(another(global)?, rooms.filter.clone(), place.1.clone(), seen.clone())));
+    for (client, _) in clients(global, &nodes, args.subscribers)? {
+        tasks.spawn(Box::pin(replay(client, rooms.filter.clone(), seen.clone())));
     }
     let mut total = Read::default();
     let all = async {
@@ -60,8 +62,11 @@ pub async fn run(args: &BenchReplayArgs, global: &Global, out: Output) -> Result
         all = all => all?,
         () = interrupted() => return Err(Failure::interrupted()),
     }
-    let names: Vec<_> = places.iter().map(|place| &*place.0).collect();
-    describe(args, &rooms, &names.join(", "), &total).print(&args.common, out)
+    let failure = judge(args.common.room.is_none().then_some(args.count), args.subscribers, total.messages);
+    let report = describe(args, &rooms, &names(&nodes, args.subscribers), &total).set("failed", failure.is_some());
+    let printed = report.print(&args.common.earlier, out);
+    ended(failure, total.messages > 0, false)?;
+    printed
 }
 
 async fn fill(client: &Client, args: &BenchReplayArgs, rooms: &Rooms, out: Output) -> Result<()> {
@@ -72,20 +77,26 @@ async fn fill(client: &Client, args: &BenchReplayArgs, rooms: &Rooms, out: Outpu
     ended(measured.failure, false, was_interrupted)
 }
 
-/// Name and address of the node of each subscriber: the one that was asked for, else all in turn.
-async fn places(client: &Client, global: &Global, count: u32) -> Result<Vec<(String, String)>> {
-    let all = nodes(client).await?;
-    let asked_for = global.node.first();
-    let is_meant = |name: &str, address: &str| asked_for.is_none_or(|node| node == name || node == address);
-    let fitting = all.iter().filter(|node| is_meant(&node.name, &node.client_address));
-    let fitting: Vec<_> = fitting.map(|node| (node.name.clone(), node.client_address.clone())).collect();
-    Ok(fitting.iter().cycle().take(count as usize).cloned().collect())
+/// Where is read: at the node that was asked for, which may have other addresses than the cluster tells, else
+/// at all.
+fn places(all: Vec<NodeEndpoint>, asked_for: Option<&String>) -> Vec<NodeEndpoint> {
+    let Some(asked_for) = asked_for else { return all };
+    let known = all.into_iter().find(|node| node.name == *asked_for || node.client_address == *asked_for);
+    let alias = || NodeEndpoint { node_id: 0, name: asked_for.clone(), client_address: asked_for.clone() };
+    vec![known.unwrap_or_else(alias)]
 }
 
-async fn replay(client: Client, filter: SubjectFilter, node: String, seen: Arc<AtomicU64>) -> Result<Read> {
+/// Each subscriber must have read all that the room was filled with.
+fn judge(filled: Option<u64>, subscribers: u32, read: u64) -> Option<Failure> {
+    let expected = filled? * u64::from(subscribers);
+    let message = format!("{subscribers} subscribers read {read} messages, expected {expected}");
+    (read != expected).then(|| Failure::local(message))
+}
+
+async fn replay(client: Client, filter: SubjectFilter, seen: Arc<AtomicU64>) -> Result<Read> {
     // Connecting and signing in is not what is measured.
     client.who_am_i().await.during("bench, sign in")?;
-    let options = SubscribeOptions { until_end: true, pin: Some(node), ..SubscribeOptions::default() };
+    let options = SubscribeOptions { until_end: true, ..SubscribeOptions::default() };
     let begun = Instant::now();
     let mut subscription = client.subscribe(&filter, Start::Earliest, options).await.during("bench, subscriber")?;
     let mut read = Read::default();
@@ -129,4 +140,33 @@ fn describe(args: &BenchReplayArgs, rooms: &Rooms, places: &str, read: &Read) ->
         .set("messages_per_second", per_second as u64)
         .set("bytes_per_second", (per_second * size as f64) as u64)
         .note(format!("{}; read it again: unibusctl bench replay --room {}", rooms.describe(), rooms.filter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_that_was_asked_for_is_read_under_any_of_its_names() {
+        let node = |id: u64| NodeEndpoint {
+            node_id: id,
+            name: format!("n{id}"),
+            client_address: format!("127.0.0.1:740{id}"),
+        };
+        let all = || vec![node(1), node(2)];
+        assert_eq!(places(all(), None), all());
+        for asked_for in ["n2", "127.0.0.1:7402"] {
+            assert_eq!(places(all(), Some(&asked_for.into())), [node(2)]);
+        }
+        let alias = places(all(), Some(&"localhost:7402".into()));
+        assert_eq!(alias.iter().map(|node| &*node.client_address).collect::<Vec<_>>(), ["localhost:7402"]);
+    }
+
+    #[test]
+    fn a_subscriber_that_missed_something_is_a_failure() {
+        assert_eq!(judge(Some(20), 3, 60), None);
+        assert!(judge(Some(20), 3, 59).unwrap().message.contains("read 59 messages, expected 60"));
+        assert!(judge(Some(20), 3, 0).is_some());
+        assert_eq!(judge(None, 3, 7), None, "a room that was there has as many as it has");
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::compare::{self, Earlier};
 use super::measure::{Measured, QUANTILES};
-use crate::args::BenchCommon;
+use crate::args::BenchEarlier;
 use crate::exit::Result;
 use crate::output::{Output, bytes, with_schema};
 use crate::time::human;
@@ -46,12 +46,11 @@ impl Report {
     }
 
     /// Prints it, and how it compares; an error when it got worse than the earlier run.
-    pub fn print(self, common: &BenchCommon, out: Output) -> Result<()> {
+    pub fn print(self, earlier: &BenchEarlier, out: Output) -> Result<()> {
         let fields = self.fields.clone();
         let whole = with_schema(self.schema, Value::Object(fields));
-        let earlier = common.compare.as_deref().map(Earlier::read).transpose();
-        let compared =
-            earlier.and_then(|earlier| earlier.map(|earlier| earlier.compare(&whole, common.tolerance)).transpose());
+        let read = earlier.compare.as_deref().map(Earlier::read).transpose();
+        let compared = read.and_then(|read| read.map(|read| read.compare(&whole, earlier.tolerance)).transpose());
         if out.json {
             let mut value = whole;
             if let Ok(Some(compared)) = &compared {

@@ -5,25 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use ring::rand::{SecureRandom, SystemRandom};
-use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use unibus_client::Client;
 use unibus_proto::files::Identity;
 use unibus_proto::subject::Subject;
-use unibus_proto::v1::{DeviceKind, RoomPolicy, UserRole};
+use unibus_proto::v1::{DeviceKind, UserRole};
 
+use super::measure::Measured;
+use super::report::Report;
+use super::stored_plaintext;
 use crate::args::{BenchRoomsArgs, Global};
 use crate::exit::{Failure, Result};
 use crate::output::{Output, thousands};
 use crate::session::{During, Session, interrupted};
 use crate::time::{human, now_ms};
-
-/// Longer latencies are counted as this; a request is given up long before.
-const LATENCY_US_MAX: u64 = 3_600_000_000;
-/// Three digits: finer than the noise of any machine.
-const DIGITS: u8 = 3;
 
 /// Runs `bench rooms`.
 pub async fn run(args: &BenchRoomsArgs, global: &Global, out: Output) -> Result<()> {
@@ -37,30 +33,41 @@ pub async fn run(args: &BenchRoomsArgs, global: &Global, out: Output) -> Result<
         let name = name.clone();
         many(args.rooms, args.parallel, move |number| create_room(client.clone(), format!("{name}.{number}"))).await?
     };
-    if out.json {
-        return out.object(
-            "bench_rooms",
-            json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "subjects": format!("{name}.>"),
-                "parallel": args.parallel,
-                "rooms": rooms.describe(),
-                "users": users.describe(),
-            }),
-        );
-    }
+    describe(args, &name, &rooms, &users).print(&args.earlier, out)
+}
+
+fn describe(args: &BenchRoomsArgs, name: &str, rooms: &Measured, users: &Measured) -> Report {
+    let mut headline = format!("{}, {} requests on the way", words("rooms", rooms), args.parallel);
     if args.users > 0 {
-        out.line(&users.words("users"))?;
+        let of = |quantile| human(Duration::from_micros(users.latency.value_at_quantile(quantile)));
+        headline = format!("{}, p50 {}, p99 {}\n{headline}", words("users", users), of(0.5), of(0.99));
     }
-    out.line(&rooms.words("rooms"))?;
-    out.hint(format!("rooms {name}.0 to {name}.{}, {} requests on the way", args.rooms - 1, args.parallel));
-    Ok(())
+    let report = Report::new("bench_rooms", headline)
+        .set("subjects", format!("{name}.>"))
+        .set("parallel", args.parallel)
+        .set("rooms", args.rooms)
+        .set("users", args.users)
+        .set("rooms_per_second", rooms.per_second() as u64)
+        .set("duration_ms", rooms.took().as_millis() as u64)
+        .latency(rooms)
+        .note(format!("rooms {name}.0 to {name}.{}", args.rooms - 1));
+    if args.users == 0 {
+        return report;
+    }
+    report
+        .set("users_per_second", users.per_second() as u64)
+        .set("users_duration_ms", users.took().as_millis() as u64)
+        .set("users_latency_us", users.latency_json())
+}
+
+fn words(what: &str, measured: &Measured) -> String {
+    let (per_second, count) = (thousands(measured.per_second() as u64), thousands(measured.latency.len()));
+    format!("{per_second} {what}/s: {count} in {}", human(measured.took()))
 }
 
 async fn create_room(client: Arc<Client>, subject: String) -> Result<()> {
     let subject: Subject = subject.parse().expect("words and hexadecimal digits are a subject");
-    let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
-    client.create_room(&subject, policy).await.during(format!("bench, create room {subject}")).map(drop)
+    client.create_room(&subject, stored_plaintext()).await.during(format!("bench, create room {subject}")).map(drop)
 }
 
 async fn add_user(client: Arc<Client>, handle: String) -> Result<()> {
@@ -71,12 +78,6 @@ async fn add_user(client: Arc<Client>, handle: String) -> Result<()> {
     client.add_user(&card, UserRole::Member).await.during(format!("bench, add user {handle}")).map(drop)
 }
 
-/// How long requests of one kind took.
-struct Measured {
-    latency: Histogram<u64>,
-    took: Duration,
-}
-
 /// Makes `count` requests, `parallel` of them at a time.
 async fn many<F: Future<Output = Result<()>> + Send + 'static>(
     count: u64,
@@ -85,23 +86,23 @@ async fn many<F: Future<Output = Result<()>> + Send + 'static>(
 ) -> Result<Measured> {
     let began = Instant::now();
     let next = Arc::new(AtomicU64::new(0));
-    let mut tasks: JoinSet<Result<Histogram<u64>>> = JoinSet::new();
+    let mut tasks: JoinSet<Result<Measured>> = JoinSet::new();
     for _ in 0..parallel.min(u32::try_from(count).unwrap_or(u32::MAX)) {
         let (next, request) = (next.clone(), request.clone());
         tasks.spawn(async move {
-            let mut latency = histogram()?;
+            let mut measured = Measured::new()?;
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= count {
-                    return Ok(latency);
+                    return Ok(measured);
                 }
-                let began = Instant::now();
+                let asked = Instant::now();
                 request(number).await?;
-                latency.saturating_record(began.elapsed().as_micros() as u64);
+                measured.record(asked, Instant::now(), began);
             }
         });
     }
-    let mut latency = histogram()?;
+    let mut total = Measured::new()?;
     let stop = interrupted();
     tokio::pin!(stop);
     loop {
@@ -109,47 +110,8 @@ async fn many<F: Future<Output = Result<()>> + Send + 'static>(
             done = tasks.join_next() => done,
             () = &mut stop => return Err(Failure::interrupted()),
         };
-        let Some(done) = done else { return Ok(Measured { latency, took: began.elapsed() }) };
-        let of_task = done.map_err(|error| Failure::local(format!("bench: {error}")))??;
-        latency.add(of_task).map_err(|error| Failure::local(format!("bench, add up latencies: {error}")))?;
-    }
-}
-
-fn histogram() -> Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, LATENCY_US_MAX, DIGITS)
-        .map_err(|error| Failure::local(format!("bench, histogram: {error}")))
-}
-
-impl Measured {
-    fn per_second(&self) -> f64 {
-        self.latency.len() as f64 / self.took.as_secs_f64().max(1e-6)
-    }
-
-    fn words(&self, what: &str) -> String {
-        let at = |quantile| human(Duration::from_micros(self.latency.value_at_quantile(quantile)));
-        format!(
-            "{} {what}/s: {} in {}, p50 {}, p99 {}, max {}",
-            thousands(self.per_second() as u64),
-            thousands(self.latency.len()),
-            human(self.took),
-            at(0.5),
-            at(0.99),
-            human(Duration::from_micros(self.latency.max())),
-        )
-    }
-
-    fn describe(&self) -> Value {
-        json!({
-            "count": self.latency.len(),
-            "per_second": self.per_second() as u64,
-            "duration_ms": self.took.as_millis() as u64,
-            "latency_us": {
-                "p50": self.latency.value_at_quantile(0.5),
-                "p90": self.latency.value_at_quantile(0.9),
-                "p99": self.latency.value_at_quantile(0.99),
-                "max": self.latency.max(),
-            },
-        })
+        let Some(done) = done else { return Ok(total) };
+        total.add(done.map_err(|error| Failure::local(format!("bench: {error}")))??);
     }
 }
 
@@ -172,8 +134,8 @@ mod tests {
         let mut asked = asked.lock().unwrap().clone();
         asked.sort_unstable();
         assert_eq!(asked, (0..25).collect::<Vec<_>>());
-        assert_eq!(measured.describe()["count"], 25);
-        assert!(measured.words("rooms").contains("rooms/s: 25 in "));
-        assert_eq!(many(0, 4, |_| async { Ok(()) }).await.unwrap().describe()["per_second"], 0);
+        assert_eq!((measured.latency.len(), measured.warmup), (25, 0));
+        assert!(words("rooms", &measured).contains(" rooms/s: 25 in "));
+        assert_eq!(many(0, 4, |_| async { Ok(()) }).await.unwrap().per_second() as u64, 0);
     }
 }
