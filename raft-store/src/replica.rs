@@ -375,3 +375,6 @@ fn holds_tick(command: Option<&Command>) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

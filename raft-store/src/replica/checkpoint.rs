@@ -69,6 +69,9 @@ impl<E: Env> Replica<E> {
         let mut sealed = self.sealed();
         if sealed.is_none() {
             let mut state = self.write();
+            // Answered, also when an install left nothing to write.
+            self.unwritten_log_bytes.store(0, Ordering::Relaxed);
+            self.checkpoint_asked.store(false, Ordering::Relaxed);
             let meta = state.coverage();
             if meta == current.marker().meta {
                 return None;
@@ -76,8 +79,6 @@ impl<E: Env> Replica<E> {
             let sum = state.machine.rows_mut().sum();
             let overlay = state.machine.rows_mut().seal();
             let marker = Marker { meta, sum, segments: self.segments.manifest() };
-            self.unwritten_log_bytes.store(0, Ordering::Relaxed);
-            self.checkpoint_asked.store(false, Ordering::Relaxed);
             *sealed = Some(Sealed { marker, overlay });
         }
         sealed.clone()
