@@ -7,6 +7,7 @@ use unibus_proto::id::{ClusterId, GroupId};
 use super::*;
 use crate::sum::FileSum;
 use crate::testing::TestEnv;
+use crate::testing::crash::CrashEnv;
 
 const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(3) };
 const ROOM: RoomId = RoomId([1; 16]);
@@ -163,6 +164,32 @@ async fn a_dropped_file_raises_the_floor() {
     assert!(segments.drop_sealed(1), "in the middle");
     let gone = TimelineError::OutOfRange { floor: Sequence(100), head: Sequence(149) };
     assert_eq!(segments.read(ROOM, Sequence(50), 1, 1).await, Err(gone));
+}
+
+/// A file that is made while the directory is being synced is not part of that sync.
+#[tokio::test]
+async fn a_new_name_is_durable_though_it_came_during_a_sync() {
+    let dir = Path::new("/segments");
+    for seed in 0..8 {
+        let env = CrashEnv::new(seed);
+        let segments = Segments::load(env.clone(), dir.into(), PLACE, 0, &[], &BTreeSet::new()).await.expect("empty");
+        segments.append(0, ROOM, &[delivery(0, 300)]).expect("appends");
+        let held = env.disk().hold_dir_syncs().await;
+        let mut syncing = Box::pin(segments.sync());
+        assert!(futures::poll!(syncing.as_mut()).is_pending(), "the directory is not synced");
+        segments.cut(0).expect("seals");
+        segments.append(1, ROOM, &[delivery(1, 300)]).expect("appends");
+        segments.flush().await.expect("flushes");
+        drop(held);
+        syncing.await.expect("syncs");
+        segments.append(1, ROOM, &[delivery(2, 300)]).expect("appends");
+        segments.sync().await.expect("syncs");
+        let manifest = segments.manifest();
+        env.disk().crash();
+        let again = Segments::load(env.clone(), dir.into(), PLACE, 0, &manifest, &BTreeSet::new()).await;
+        let again = again.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert_eq!(again.read(ROOM, Sequence(0), usize::MAX, 10).await, Ok(expected(3, 300)), "seed {seed}");
+    }
 }
 
 #[tokio::test]
