@@ -166,6 +166,19 @@ async fn a_dropped_file_raises_the_floor() {
     assert_eq!(segments.read(ROOM, Sequence(50), 1, 1).await, Err(gone));
 }
 
+/// An open file keeps its space when its name is gone.
+#[tokio::test]
+async fn a_dropped_file_does_not_stay_open() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = filled(dir.path(), 0).await;
+    let is_open = || segments.files().by_segment.contains_key(&0);
+    assert!(is_open(), "since it was written");
+    segments.drop_sealed(0);
+    assert!(!is_open());
+    drop(segments.file(0, OpenMode::Read).await.expect("it has its name still"));
+    assert!(!is_open(), "a late reader does not keep it");
+}
+
 /// A file that is made while the directory is being synced is not part of that sync.
 #[tokio::test]
 async fn a_new_name_is_durable_though_it_came_during_a_sync() {
