@@ -188,11 +188,11 @@ impl<E: Env> Snapshots<E> {
         Ok(staging)
     }
 
-    /// Announces a receiver; the lock is its turn.
+    /// Announces a receiver; the lock is its turn. It hears of those that are announced while it waits.
     pub(crate) async fn offered(&self) -> (WatchReceiverOf<E, u64>, tokio::sync::MutexGuard<'_, ()>) {
         self.offers.update(|offers| *offers += 1);
-        let turn = self.receiving.lock().await;
-        (self.offers.subscribe(), turn)
+        let offers = self.offers.subscribe();
+        (offers, self.receiving.lock().await)
     }
 
     /// Where the file of a segment is in its place, whole or not.

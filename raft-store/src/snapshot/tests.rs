@@ -1,12 +1,14 @@
 use std::fs;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use proptest::prelude::*;
 use unibus_machine::StoredDelivery;
 use unibus_proto::id::{ClusterId, GroupId, NodeId, RoomId};
 use unibus_proto::position::Sequence;
 
 use super::*;
+use crate::env::WatchReceiver;
 use crate::tables::FrozenRows;
 use crate::testing::TestEnv;
 use crate::testing::crash::CrashEnv;
@@ -248,6 +250,23 @@ async fn files_stay_while_a_snapshot_is_on_its_way() {
     drop(base);
     let again = open(dir.path(), None).await.expect("opens");
     assert_eq!(again.segments.read(ROOM, Sequence(20), usize::MAX, 1000).await.expect("reads").len(), 40);
+}
+
+#[tokio::test]
+async fn an_offer_ends_the_earlier_ones_that_still_wait() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let base = open(dir.path(), None).await.expect("blank");
+    let (_, turn) = base.snapshots.offered().await;
+    let mut first = Box::pin(base.snapshots.offered());
+    assert!(futures::poll!(first.as_mut()).is_pending());
+    let mut second = Box::pin(base.snapshots.offered());
+    assert!(futures::poll!(second.as_mut()).is_pending());
+    drop(turn);
+    let (mut offers, turn) = first.await;
+    assert!(offers.changed().now_or_never().is_some(), "the second one came later");
+    drop(turn);
+    let (mut offers, _turn) = second.await;
+    assert!(offers.changed().now_or_never().is_none(), "nothing is newer");
 }
 
 #[tokio::test]
