@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures::future::BoxFuture;
-use tokio::sync::{MutexGuard, Semaphore};
+use tokio::sync::MutexGuard;
 use unibus_machine::key::ordinal;
 
 use super::{LogSynced, Replica, ReplicaConfig, State};
@@ -49,6 +49,8 @@ impl<E: Env> Replica<E> {
         if let Some(index) = marker.index() {
             synced(index).await.map_err(io_at("wait for the log of", self.segments.dir()))?;
         }
+        // Whoever has it waits for the disk alone, never for a tree that somebody holds.
+        let _turn = self.turn.lock().await;
         self.segments.sync().await.map_err(io_at("sync segments in", self.segments.dir()))?;
         if let Err(error) = Box::pin(self.checkpoints.save(&mut current, marker, &overlay)).await {
             if matches!(error, StoreError::Tables { .. }) {
@@ -135,9 +137,9 @@ impl<E: Env> Replica<E> {
         faults.report(format!("group {}: {why}", self.place.group));
     }
 
-    /// Adds up a tree that was too large for it at the start, then writes checkpoints when they are due, one
-    /// of all groups at a time. A failure is never fatal: it is tried again.
-    pub(crate) async fn tend(&self, synced: LogSynced, turn: Arc<Semaphore>, mut stop: WatchReceiverOf<E, bool>) {
+    /// Adds up a tree that was too large for it at the start, then writes checkpoints when they are due. A
+    /// failure is never fatal: it is tried again.
+    pub(crate) async fn tend(&self, synced: LogSynced, mut stop: WatchReceiverOf<E, bool>) {
         let work = async {
             self.scrub().await;
             let mut due = self.checkpoint_due.subscribe();
@@ -145,7 +147,6 @@ impl<E: Env> Replica<E> {
             // Not `changed`: it may have been asked for already.
             while let Ok(asked) = due.wait_until(|asked| *asked > done).await {
                 done = asked;
-                let Ok(_turn) = turn.acquire().await else { return };
                 while let Err(error) = self.checkpoint(&synced).await.map(drop) {
                     tracing::warn!(group = %self.place.group, %error, "checkpoint is not written, it is tried again");
                     sleep::<E>(RETRY).await;
