@@ -56,8 +56,9 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
                 self.replica.tell(entry.log_id.index, events, false).await;
             }
             self.replica.room().await;
+            self.replica.segments.flush().await?;
         }
-        self.replica.segments.flush().await
+        Ok(())
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder<E>> {
@@ -105,3 +106,6 @@ impl<E: Env> RaftSnapshotBuilder<TypeConfig<E>> for SnapshotBuilder<E> {
 fn as_snapshot(data: SnapshotData) -> Snapshot {
     Snapshot { meta: data.meta().clone(), snapshot: data }
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,6 +156,12 @@ impl<E: Env> Segments<E> {
         is_dropped
     }
 
+    /// What waits in memory to be written.
+    #[cfg(test)]
+    pub(crate) fn unwritten_bytes(&self) -> u64 {
+        self.ledger().unwritten_bytes()
+    }
+
     /// All files as they stand.
     pub fn manifest(&self) -> Vec<SegmentEntry> {
         self.ledger().manifest()

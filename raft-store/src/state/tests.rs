@@ -1,0 +1,58 @@
+#[path = "../../machine/tests/common/mod.rs"]
+mod common;
+
+use std::path::Path;
+
+use common::{Person, publish, room_id};
+use prost::Message;
+use unibus_proto::id::{ClusterId, GroupId, NodeId};
+use unibus_proto::log::{self, proposal::Command};
+
+use super::*;
+use crate::env::Disk;
+use crate::replica::ReplicaConfig;
+use crate::segment::Place;
+use crate::testing::TestEnv;
+use crate::types::{Entry, Payload, Proposal, log_id};
+use crate::wal::{Wal, WalConfig};
+
+const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(1) };
+const ROOM: &str = "agent.scout.in";
+
+/// A state machine over the files in `dir`, beside a log that it does not need.
+async fn machine(dir: &Path, config: ReplicaConfig) -> StateMachine<TestEnv> {
+    let env = TestEnv::new(1);
+    let (wal_dir, wal) = (dir.join("wal"), WalConfig { file_bytes: 64 << 10, spare_files: 0, ..WalConfig::default() });
+    if !env.disk().exists(&wal_dir).await.expect("asked") {
+        Wal::create(&env, &wal_dir, PLACE.cluster, &wal).await.expect("created");
+    }
+    let wal = Wal::open(&env, &wal_dir, PLACE.cluster, wal).await.expect("opened");
+    let replica = Box::pin(Replica::open(&env, &dir.join("group"), PLACE, None, config)).await.expect("opened");
+    StateMachine::new(Arc::new(replica), wal.group(PLACE.group))
+}
+
+fn entry(index: u64, command: Command) -> Entry {
+    let proposal = log::Proposal { at_ms: 1_000, command: Some(command) };
+    Entry { log_id: log_id(1, NodeId(1), index), payload: Payload::Normal(Proposal(proposal.encode_to_vec().into())) }
+}
+
+/// What a node has applied and not yet written does not grow with how far it is behind.
+#[tokio::test]
+async fn a_long_batch_is_written_out_as_it_is_applied() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut machine = machine(dir.path(), ReplicaConfig::default()).await;
+    let (ada, body) = (Person::new("ada"), "x".repeat(64 << 10));
+    let entries = (0..64).map(|number| match number {
+        0 => entry(1, ada.create(ROOM)),
+        _ => entry(number + 1, publish(vec![ada.group(ROOM, "p", number, &[&body])])),
+    });
+    let replica = machine.replica.clone();
+    let entries = futures::stream::iter(entries).map(|entry| {
+        let waits = replica.segments.unwritten_bytes();
+        assert!(waits < (256 + 64 + 1) << 10, "{waits} bytes wait to be written at {}", entry.log_id);
+        Ok((entry, None))
+    });
+    machine.apply(entries).await.expect("applied");
+    let head = replica.view(|machine| machine.room(room_id(ROOM)).expect("there").next_sequence);
+    assert_eq!(head, 64, "all are stored");
+}
