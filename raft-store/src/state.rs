@@ -48,7 +48,10 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            let (answer, events) = self.replica.apply(&entry)?;
+            let (answer, events) = match self.replica.apply(&entry) {
+                Ok(applied) => applied,
+                Err(error) => return Err(self.replica.explain(error).await),
+            };
             if let Some(responder) = responder {
                 responder.send(answer);
             }

@@ -4,6 +4,7 @@
 //! are durable up to there before the tree hears of it. `apply` goes on meanwhile, into a second overlay, and
 //! waits only when that one has twice the size at which a checkpoint is due: two overlays are all there are.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -131,10 +132,22 @@ impl<E: Env> Replica<E> {
     /// Makes the next start discard the tree when something wrong was read from it, and says so.
     pub(crate) async fn watch_damage(&self, faults: Faults) {
         let why = self.damage.wait().await;
+        self.condemn().await;
+        faults.report(format!("group {}: {why}", self.place.group));
+    }
+
+    /// Why `apply` failed. When it was for what it read from the tree, that is said instead, and the tree is
+    /// marked before anybody hears of it: the process may end at any moment after that.
+    pub(crate) async fn explain(&self, error: io::Error) -> io::Error {
+        let Some(why) = self.damage.first() else { return error };
+        self.condemn().await;
+        io::Error::other(why)
+    }
+
+    async fn condemn(&self) {
         if let Err(error) = self.checkpoints.condemn().await {
             tracing::error!(group = %self.place.group, %error, "the damaged tables are not marked");
         }
-        faults.report(format!("group {}: {why}", self.place.group));
     }
 
     /// Adds up a tree that was too large for it at the start, then writes checkpoints when they are due. A

@@ -9,10 +9,12 @@ use unibus_proto::id::{ClusterId, GroupId, NodeId};
 use unibus_proto::log::{self, proposal::Command};
 
 use super::*;
+use crate::checkpoint::TreeConfig;
 use crate::env::Disk;
 use crate::replica::ReplicaConfig;
 use crate::segment::Place;
 use crate::testing::TestEnv;
+use crate::tree::{DAMAGED, Tree, TreeRead, Trees};
 use crate::types::{Entry, Payload, Proposal, log_id};
 use crate::wal::{Wal, WalConfig};
 
@@ -55,4 +57,32 @@ async fn a_long_batch_is_written_out_as_it_is_applied() {
     machine.apply(entries).await.expect("applied");
     let head = replica.view(|machine| machine.room(room_id(ROOM)).expect("there").next_sequence);
     assert_eq!(head, 64, "all are stored");
+}
+
+/// What is read from the tree and is not what was written stops the node, which says that a start mends it.
+#[tokio::test]
+async fn a_damaged_row_is_named_and_the_tree_condemned_before_apply_answers() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    // A tree that is not added up at the start.
+    let tree = TreeConfig { check_bytes: 0, ..ReplicaConfig::default().tree };
+    let config = ReplicaConfig { tree, ..ReplicaConfig::default() };
+    let ada = Person::new("ada");
+    let before = &mut machine(dir.path(), config).await;
+    before.apply(futures::stream::iter([Ok((entry(1, ada.create(ROOM)), None))])).await.expect("applied");
+    drop(before.replica.checkpoint(&before.builder(true).synced).await.expect("written"));
+    let group = dir.path().join("group");
+    let tree = TestEnv::new(1).trees().open(&group.join("tree-1"), 0).await.expect("opened");
+    let flipped = tree.scan(&[1], None, usize::MAX).expect("read").into_iter().map(|(key, value)| {
+        let flip = value.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 2)).collect::<Vec<_>>();
+        (key, Some(flip.into()))
+    });
+    tree.write(flipped.collect()).await.expect("written");
+
+    let mut damaged = machine(dir.path(), config).await;
+    let publish = publish(vec![ada.group(ROOM, "p", 1, &["one"])]);
+    let error = damaged.apply(futures::stream::iter([Ok((entry(2, publish), None))])).await;
+    let error = error.expect_err("a flipped row").to_string();
+    assert!(error.contains("the tree is discarded at the next start"), "{error}");
+    assert!(!error.contains("bug"), "{error}");
+    assert!(group.join(DAMAGED).exists(), "the next start would use it again");
 }
