@@ -250,6 +250,7 @@ async fn a_shorter_or_missing_file_is_refused_at_start() {
     assert!(load(dir.path(), 0, &manifest).await.is_ok(), "nothing was changed by the refusals");
 }
 
+/// P9: what is damaged is never served.
 #[tokio::test]
 async fn a_flipped_bit_is_refused_at_start_or_corrupt_when_read() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -271,6 +272,7 @@ async fn a_flipped_bit_is_refused_at_start_or_corrupt_when_read() {
     }
 }
 
+/// P9: damage is found though nobody reads it.
 #[tokio::test]
 async fn scrubbing_finds_every_flip_and_names_the_block() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -296,6 +298,7 @@ async fn scrubbing_finds_every_flip_and_names_the_block() {
     assert_eq!((scrub().await, segments.damaged()), (None, vec![]), "dropped, not damaged");
 }
 
+/// P9: what is whole but in another place is refused as well.
 #[tokio::test]
 async fn a_file_in_the_place_of_another_is_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
