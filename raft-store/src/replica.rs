@@ -226,8 +226,9 @@ impl<E: Env> Replica<E> {
             Event::SegmentSealed { segment, length, hash } => match self.segments.sealed(*segment) {
                 Some(own) if (own.length, own.hash) == (*length, *hash) => Ok(()),
                 own => Err(format!(
-                    "segment {segment} is sealed by the log with {length} bytes, here it is {own:?}: \
-                     this replica differs from the one that proposed it; compare the state hashes of the nodes"
+                    "segment {segment} is sealed by the log with {length} bytes, here it is {own:?}: this replica \
+                     differs from the one that proposed it; compare the nodes with `unibusctl verify`: one that \
+                     differs from the majority is to be replaced, with `unibusctl node replace`"
                 )),
             },
             Event::SegmentDropped { segment } => {

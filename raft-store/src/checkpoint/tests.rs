@@ -272,6 +272,8 @@ async fn a_full_disk_is_told_before_the_tree_is_touched() {
     overlay.claim_bytes(1 << 40);
     let refused = checkpoints.save(&mut *checkpoints.hold().await, marker(1), &overlay).await;
     assert!(matches!(&refused, Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull));
+    let told = refused.expect_err("no space").to_string();
+    assert!(told.contains("free space or enlarge the disk"), "{told}");
     save_to(&checkpoints, 1, &mut 0).await.expect("saved when there is space");
 }
 

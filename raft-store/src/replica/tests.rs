@@ -49,6 +49,14 @@ async fn a_checkpoint_is_asked_for_again_when_an_install_answered_the_last_reque
     assert_eq!(asked(), 2);
 }
 
+#[tokio::test]
+async fn a_segment_that_is_not_what_the_log_sealed_is_told_with_what_to_do() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let sealed = Event::SegmentSealed { segment: 3, length: 4, hash: [5; 32] };
+    let told = replica(dir.path()).await.store(&sealed).expect_err("it has no such segment");
+    assert!(told.contains("segment 3") && told.contains("`unibusctl verify`"), "{told}");
+}
+
 async fn reaches_checkpoint(replica: &Replica<TestEnv>, index: u64) {
     let mut checkpointed = replica.checkpointed.subscribe();
     let reached = checkpointed.wait_until(|at| *at >= index);
