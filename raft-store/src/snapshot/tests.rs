@@ -1,7 +1,9 @@
 use std::fs;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use proptest::prelude::*;
 use unibus_machine::StoredDelivery;
 use unibus_proto::id::{ClusterId, GroupId, NodeId, RoomId};
@@ -425,15 +427,31 @@ proptest! {
     }
 }
 
+impl RowSource for FrozenRows {
+    fn scan<'a>(&'a self, after: Option<&'a [u8]>, limit: usize) -> BoxFuture<'a, Result<RowPage, StoreError>> {
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = self.range::<[u8], _>((after, Bound::Unbounded)).take(limit);
+        let page = range.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Box::pin(std::future::ready(Ok(page)))
+    }
+}
+
+impl<E: Env> RowPages<E> {
+    /// All that are left.
+    async fn collect(mut self) -> Result<FrozenRows, StoreError> {
+        let mut rows = FrozenRows::new();
+        while let Some(page) = self.next().await? {
+            rows.extend(page);
+        }
+        Ok(rows)
+    }
+}
+
 /// A source with pages of one row.
 struct OneByOne(FrozenRows);
 
 impl RowSource for OneByOne {
-    fn scan<'a>(
-        &'a self,
-        after: Option<&'a [u8]>,
-        _limit: usize,
-    ) -> futures::future::BoxFuture<'a, Result<RowPage, StoreError>> {
+    fn scan<'a>(&'a self, after: Option<&'a [u8]>, _limit: usize) -> BoxFuture<'a, Result<RowPage, StoreError>> {
         self.0.scan(after, 1)
     }
 }
