@@ -156,7 +156,10 @@ impl<E: Env> Home<E> {
         if free >= need {
             return Ok(());
         }
-        let found = format!("{free} bytes are free, a checkpoint needs {need}");
+        let found = format!(
+            "{free} bytes are free, a checkpoint needs {need}: free space or enlarge the disk; it is tried again \
+             every 5 s, and the group stops applying when its overlay is full"
+        );
         Err(io_at("write a checkpoint in", &self.dir)(io::Error::new(io::ErrorKind::StorageFull, found)))
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use unibus_proto::id::{DirectoryId, NodeId};
 use unibus_proto::peer;
 
+use crate::segment::SegmentEntry;
 use crate::types::{Entry, LeaderId, LogId, Member, Membership, Payload, Proposal, StoredMembership, Vote, log_id};
 
 /// A message that does not say what it must.
@@ -125,6 +126,23 @@ pub fn decode_entry(entry: peer::LogEntry) -> Result<Entry, CodecError> {
         peer::log_entry::Payload::Membership(membership) => Payload::Membership(decode_membership(&membership)?),
     };
     Ok(Entry { log_id, payload })
+}
+
+/// A segment file as a message.
+pub fn encode_segment(entry: &SegmentEntry) -> peer::SnapshotSegment {
+    let hash = Bytes::copy_from_slice(&entry.hash);
+    peer::SnapshotSegment { id: entry.id, length: entry.length, hash, sealed: entry.sealed }
+}
+
+/// A segment file.
+pub fn decode_segment(entry: &peer::SnapshotSegment) -> Result<SegmentEntry, CodecError> {
+    let hash = decode_hash(&entry.hash, "hash of a segment")?;
+    Ok(SegmentEntry { id: entry.id, length: entry.length, hash, sealed: entry.sealed })
+}
+
+/// A hash of 32 bytes.
+pub fn decode_hash(bytes: &[u8], object: &'static str) -> Result<[u8; 32], CodecError> {
+    bytes.try_into().map_err(|_| wrong(object, format!("{} bytes", bytes.len()), "32 bytes"))
 }
 
 /// Decodes a message, naming it in the error.

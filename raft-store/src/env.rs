@@ -163,6 +163,15 @@ pub async fn create_dir_durable(disk: &impl Disk, path: &Path) -> io::Result<()>
     Ok(())
 }
 
+/// Writes a small file so that it is there whole or not at all, durably, in place of an earlier one.
+pub async fn write_whole(disk: &impl Disk, dir: &Path, name: &str, bytes: Bytes) -> io::Result<()> {
+    let tmp = dir.join(format!("{name}.tmp"));
+    let file = disk.open(&tmp, OpenMode::Truncate).await?;
+    file.write_at_sync(0, vec![bytes]).await?;
+    disk.rename(&tmp, &dir.join(name)).await?;
+    disk.sync_dir(dir).await
+}
+
 /// An open file. Clones share it, also over a rename. Writes to one file must not be issued at the same time.
 #[allow(clippy::len_without_is_empty, reason = "asking is I/O, and nobody asks for emptiness")]
 pub trait DiskFile: Clone + Send + Sync + 'static {

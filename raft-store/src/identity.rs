@@ -12,10 +12,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use unibus_proto::id::{ClusterId, DirectoryId, NodeId};
 
-use crate::env::{Disk, DiskFile, Env, OpenMode, Rng, create_dir_durable};
+use crate::env::{Disk, DiskFile, Env, OpenMode, Rng, create_dir_durable, write_whole};
 
 mod text;
 
@@ -200,7 +199,7 @@ impl Identity {
         fields.push("cluster", identity.cluster);
         fields.push("node", identity.node);
         fields.push("directory", identity.directory);
-        write_whole(env, dir, MINTING, fields.render()).await?;
+        write(env, dir, MINTING, fields).await?;
         Ok(identity)
     }
 
@@ -253,7 +252,7 @@ impl Promise {
         for (node, directory) in self.formed.iter().flatten() {
             fields.push("member", format_args!("{node} {directory}"));
         }
-        write_whole(env, dir, PROMISE, fields.render()).await
+        write(env, dir, PROMISE, fields).await
     }
 }
 
@@ -303,16 +302,9 @@ async fn read_fields<E: Env>(env: &E, file: &Path, what: &'static str) -> Result
     Fields::parse(file, what, &bytes).map(Some)
 }
 
-/// Writes a small file so that it is there whole or not at all.
-async fn write_whole<E: Env>(env: &E, dir: &Path, name: &str, text: String) -> Result<(), IdentityError> {
-    let (tmp, to) = (dir.join(format!("{name}.tmp")), dir.join(name));
-    let write = async {
-        let file = env.disk().open(&tmp, OpenMode::Truncate).await?;
-        file.write_at_sync(0, vec![Bytes::from(text)]).await?;
-        env.disk().rename(&tmp, &to).await?;
-        env.disk().sync_dir(dir).await
-    };
-    write.await.map_err(io_at("write", &to))
+async fn write<E: Env>(env: &E, dir: &Path, name: &str, fields: Fields) -> Result<(), IdentityError> {
+    let text = fields.render().into();
+    write_whole(env.disk(), dir, name, text).await.map_err(io_at("write", &dir.join(name)))
 }
 
 fn io_at<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> IdentityError + 'a {

@@ -42,6 +42,9 @@ pub type GroupMachine = Machine<Tables>;
 /// Resolves when this node's own log is durable up to an index.
 pub type LogSynced = Arc<dyn Fn(u64) -> BoxFuture<'static, io::Result<()>> + Send + Sync>;
 
+/// Checkpoints are written one at a time, or their syncs would meet.
+pub(crate) type CheckpointTurn = Arc<tokio::sync::Mutex<()>>;
+
 /// When the group's log is on this node's disk up to an index.
 pub(crate) fn log_synced<E: Env>(log: GroupLog<E>) -> LogSynced {
     Arc::new(move |index| {
@@ -84,6 +87,8 @@ pub struct Replica<E: Env> {
     /// The index of the newest checkpoint.
     checkpointed: Watched<E, u64>,
     checkpoint_due: Watched<E, u64>,
+    /// Held while a checkpoint is written: by one of the replicas that share it.
+    turn: CheckpointTurn,
     /// Since a checkpoint was asked for and until its overlay is sealed.
     checkpoint_asked: AtomicBool,
     /// Bytes of log above the overlay that was sealed last.
@@ -171,10 +176,16 @@ impl<E: Env> Replica<E> {
             sealed: Mutex::new(None),
             checkpointed: Watched::new(index),
             checkpoint_due: Watched::new(0),
+            turn: CheckpointTurn::default(),
             checkpoint_asked: AtomicBool::new(false),
             unwritten_log_bytes: AtomicU64::new(0),
             damage,
         })
+    }
+
+    /// Its checkpoints and those of all that share `turn` are written one at a time.
+    pub(crate) fn with_turn(self, turn: CheckpointTurn) -> Self {
+        Self { turn, ..self }
     }
 
     /// Applies the next entry.
@@ -215,8 +226,9 @@ impl<E: Env> Replica<E> {
             Event::SegmentSealed { segment, length, hash } => match self.segments.sealed(*segment) {
                 Some(own) if (own.length, own.hash) == (*length, *hash) => Ok(()),
                 own => Err(format!(
-                    "segment {segment} is sealed by the log with {length} bytes, here it is {own:?}: \
-                     this replica differs from the one that proposed it; compare the state hashes of the nodes"
+                    "segment {segment} is sealed by the log with {length} bytes, here it is {own:?}: this replica \
+                     differs from the one that proposed it; compare the nodes with `unibusctl verify`: one that \
+                     differs from the majority is to be replaced, with `unibusctl node replace`"
                 )),
             },
             Event::SegmentDropped { segment } => {
@@ -375,3 +387,6 @@ fn holds_tick(command: Option<&Command>) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 
-use crate::env::{Disk, DiskFile, Env, OpenMode};
+use crate::env::{Disk, Env, write_whole};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, SegmentEntry, Segments, segment_path};
 use crate::sum::FileSum;
@@ -168,12 +168,9 @@ impl<E: Env> Snapshots<E> {
         // The manifest must not be there before what it lists.
         self.env.disk().sync_dir(&self.dir).await.map_err(io_at("sync", &self.dir))?;
         let encoded = manifest::encode(self.place, &manifest, &files);
-        let path = self.dir.join(manifest_name(manifest.meta.last_log_id));
-        let tmp = path.with_extension("tmp");
-        let file = self.env.disk().open(&tmp, OpenMode::Truncate).await.map_err(io_at("create", &tmp))?;
-        file.write_at_sync(0, vec![encoded.clone()]).await.map_err(io_at("write", &tmp))?;
-        self.env.disk().rename(&tmp, &path).await.map_err(io_at("rename", &path))?;
-        self.env.disk().sync_dir(&self.dir).await.map_err(io_at("sync", &self.dir))?;
+        let name = manifest_name(manifest.meta.last_log_id);
+        let path = self.dir.join(&name);
+        write_whole(self.env.disk(), &self.dir, &name, encoded.clone()).await.map_err(io_at("write", &path))?;
         Ok(placed((manifest, files, encoded), path, &self.dir, &self.segments_dir))
     }
 
@@ -188,11 +185,11 @@ impl<E: Env> Snapshots<E> {
         Ok(staging)
     }
 
-    /// Announces a receiver; the lock is its turn.
+    /// Announces a receiver; the lock is its turn. It hears of those that are announced while it waits.
     pub(crate) async fn offered(&self) -> (WatchReceiverOf<E, u64>, tokio::sync::MutexGuard<'_, ()>) {
         self.offers.update(|offers| *offers += 1);
-        let turn = self.receiving.lock().await;
-        (self.offers.subscribe(), turn)
+        let offers = self.offers.subscribe();
+        (offers, self.receiving.lock().await)
     }
 
     /// Where the file of a segment is in its place, whole or not.

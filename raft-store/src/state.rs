@@ -48,7 +48,10 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            let (answer, events) = self.replica.apply(&entry)?;
+            let (answer, events) = match self.replica.apply(&entry) {
+                Ok(applied) => applied,
+                Err(error) => return Err(self.replica.explain(error).await),
+            };
             if let Some(responder) = responder {
                 responder.send(answer);
             }
@@ -56,8 +59,9 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
                 self.replica.tell(entry.log_id.index, events, false).await;
             }
             self.replica.room().await;
+            self.replica.segments.flush().await?;
         }
-        self.replica.segments.flush().await
+        Ok(())
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder<E>> {
@@ -105,3 +109,6 @@ impl<E: Env> RaftSnapshotBuilder<TypeConfig<E>> for SnapshotBuilder<E> {
 fn as_snapshot(data: SnapshotData) -> Snapshot {
     Snapshot { meta: data.meta().clone(), snapshot: data }
 }
+
+#[cfg(test)]
+mod tests;

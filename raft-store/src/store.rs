@@ -17,7 +17,7 @@ use crate::group::{Group, Inner};
 use crate::identity::{Identity, WAL_DIR};
 use crate::log::LogStore;
 use crate::network::{self, Network, Pace, StreamKind};
-use crate::replica::{LogSynced, Replica, log_synced};
+use crate::replica::{CheckpointTurn, LogSynced, Replica, log_synced};
 use crate::segment::Place;
 use crate::state::StateMachine;
 use crate::types::Raft;
@@ -60,7 +60,7 @@ impl<E: Env> Store<E> {
         let faults = Faults::default();
         let build = Arc::new(Semaphore::new(1));
         let stop = Arc::new(Watched::<E, bool>::new(false));
-        let checkpoint = Arc::new(Semaphore::new(1));
+        let checkpoint = CheckpointTurn::default();
         let pace = Arc::new(Pace::new(config.snapshot_bytes_per_second));
         let opening =
             Opening { env, identity, config, raft_config, faults, build, pace, checkpoint, stop: stop.clone() };
@@ -151,8 +151,7 @@ struct Opening<E: Env> {
     faults: Faults,
     build: Arc<Semaphore>,
     pace: Arc<Pace<E>>,
-    /// Checkpoints are written one at a time, or their syncs would meet.
-    checkpoint: Arc<Semaphore>,
+    checkpoint: CheckpointTurn,
     stop: Arc<Watched<E, bool>>,
 }
 
@@ -163,7 +162,7 @@ impl<E: Env> Opening<E> {
         let purged = log.state().purged.map(|id| id.index);
         let dir = group_dir(&config.dir, id);
         let replica = Replica::open(&self.env, &dir, place, purged, config.replica());
-        let replica = Arc::new(Box::pin(replica).await?);
+        let replica = Arc::new(Box::pin(replica).await?.with_turn(self.checkpoint.clone()));
         replica.segments.report_to(self.faults.clone());
         let synced = log_synced(log.clone());
         self.tend(&replica, &synced);
@@ -183,8 +182,8 @@ impl<E: Env> Opening<E> {
     /// From before Raft starts on, which replays the log: `apply` may wait for a checkpoint.
     fn tend(&self, replica: &Arc<Replica<E>>, synced: &LogSynced) {
         let (tended, synced) = (replica.clone(), synced.clone());
-        let (turn, stop) = (self.checkpoint.clone(), self.stop.subscribe());
-        spawn::<E>(async move { tended.tend(synced, turn, stop).await });
+        let stop = self.stop.subscribe();
+        spawn::<E>(async move { tended.tend(synced, stop).await });
         let (watched, faults) = (replica.clone(), self.faults.clone());
         let mut stop = self.stop.subscribe();
         spawn::<E>(async move {

@@ -1,11 +1,19 @@
 //! Length and hash of a file: BLAKE3 over the BLAKE3 of each of its blocks. Each byte is hashed once,
 //! and the same pass gives what locates damage later.
 
+use std::io;
+use std::path::Path;
+
 use bytes::{BufMut, BytesMut};
+
+use crate::env::{Disk, DiskFile, Env, OpenMode};
+use crate::error::{Damage, StoreError, io_at};
 
 /// Files are hashed in blocks of this size.
 pub const BLOCK_BYTES: u64 = 64 << 10;
 
+/// Read at once.
+const PIECE_BYTES: u64 = 1 << 20;
 const KEY: &[u8; 32] = b"unibus hash of a file, v1       ";
 
 /// Length and hash of a file, or of its beginning.
@@ -51,6 +59,15 @@ impl FileHasher {
         }
     }
 
+    /// Takes what follows in `file`, up to `length`.
+    pub async fn read<F: DiskFile>(&mut self, file: &F, length: u64) -> io::Result<()> {
+        while self.length < length {
+            let piece = PIECE_BYTES.min(length - self.length);
+            self.update(&file.read_at(self.length, piece as usize).await?);
+        }
+        Ok(())
+    }
+
     /// The hash of each block; the last one may be short.
     pub fn blocks(&self) -> Vec<[u8; 32]> {
         let rest = (!self.rest.is_empty()).then(|| blake3::hash(&self.rest).into());
@@ -92,6 +109,19 @@ impl FileSum {
         hasher.update(bytes);
         hasher.sum()
     }
+}
+
+/// Opens a file that must be there with at least `length` bytes.
+pub async fn open_whole<E: Env>(env: &E, path: &Path, length: u64) -> Result<<E::Disk as Disk>::File, StoreError> {
+    if !env.disk().exists(path).await.map_err(io_at("look for", path))? {
+        return Err(Damage::new(path, 0, "no file", format!("{length} bytes")).into());
+    }
+    let file = env.disk().open(path, OpenMode::Read).await.map_err(io_at("open", path))?;
+    let found = file.len().await.map_err(io_at("measure", path))?;
+    if found < length {
+        return Err(Damage::new(path, found, format!("{found} bytes"), format!("at least {length} bytes")).into());
+    }
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! What may and what must happen while the write-ahead log's disk answers no sync.
 #![allow(clippy::disallowed_methods, reason = "a test on tokio")]
 
+#[path = "../machine/tests/common/mod.rs"]
+mod common;
 mod held;
 
 use std::collections::BTreeMap;
@@ -9,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::{Person, publish};
 use held::{HeldEnv, Hold};
 use openraft::storage::RaftStateMachine;
 use openraft::{EntryPayload, RaftSnapshotBuilder};
@@ -20,33 +23,65 @@ use unibus_raft_store::replica::{Replica, ReplicaConfig};
 use unibus_raft_store::segment::Place;
 use unibus_raft_store::state::StateMachine;
 use unibus_raft_store::testing::crash::CrashEnv;
-use unibus_raft_store::types::{Entry, Member, log_id};
+use unibus_raft_store::types::{self, Entry, Member, log_id};
 use unibus_raft_store::wal::{Form, GroupLog, LogEntry, Wal, WalConfig};
 use unibus_raft_store::{Identity, Store, StoreConfig};
 
 const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(1) };
 const PATIENCE: Duration = Duration::from_secs(20);
 
+const ROOM: &str = "agent.scout.in";
+
+fn sizes() -> ReplicaConfig {
+    ReplicaConfig { snapshot_log_bytes: u64::MAX, timeline_tail_bytes: 0, ..ReplicaConfig::default() }
+}
+
+async fn replica(env: &HeldEnv, dir: &Path, sizes: ReplicaConfig) -> Arc<Replica<HeldEnv>> {
+    Arc::new(Box::pin(Replica::open(env, dir, PLACE, None, sizes)).await.expect("a blank group"))
+}
+
 async fn machine(env: &HeldEnv, dir: &Path, log: GroupLog<HeldEnv>) -> StateMachine<HeldEnv> {
-    let sizes = ReplicaConfig { snapshot_log_bytes: u64::MAX, timeline_tail_bytes: 0, ..ReplicaConfig::default() };
-    let replica = Box::pin(Replica::open(env, dir, PLACE, None, sizes)).await.expect("a blank group");
-    StateMachine::new(Arc::new(replica), log)
+    StateMachine::new(replica(env, dir, sizes()).await, log)
 }
 
 fn small() -> WalConfig {
     WalConfig { file_bytes: 64 << 10, spare_files: 0, ..WalConfig::default() }
 }
 
+/// The group's part of a new write-ahead log.
+async fn blank_log(env: &HeldEnv, dir: &Path) -> GroupLog<HeldEnv> {
+    let dir = dir.join("wal");
+    Wal::create(env, &dir, PLACE.cluster, &small()).await.expect("created");
+    Wal::open(env, &dir, PLACE.cluster, small()).await.expect("opened").group(PLACE.group)
+}
+
+/// Appends three entries; with the log held, they are not on disk.
+async fn append(log: &GroupLog<HeldEnv>) {
+    let entries = (0..3).map(|index| LogEntry::new(log_id(1, NodeId(1), index), Form::Blank, Bytes::new()));
+    log.append(entries.collect(), Box::new(|_| ())).await.expect("appended");
+}
+
+fn entry(index: u64, command: Command) -> Entry {
+    let proposal = Proposal { at_ms: 1_000, command: Some(command) };
+    let payload = EntryPayload::Normal(types::Proposal(proposal.encode_to_vec().into()));
+    Entry { log_id: log_id(1, NodeId(1), index), payload }
+}
+
+async fn until(condition: impl Fn() -> bool, what: &str) {
+    let met = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, met).await.unwrap_or_else(|_| panic!("{what} does not come"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_takes_effect_after_the_truncation_that_makes_room_for_it() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (env, hold) = HeldEnv::new();
-    let wal_dir = dir.path().join("wal");
-    Wal::create(&env, &wal_dir, PLACE.cluster, &small()).await.expect("created");
-    let wal = Wal::open(&env, &wal_dir, PLACE.cluster, small()).await.expect("opened");
-    let log = wal.group(PLACE.group);
-    let entries = (0..3).map(|index| LogEntry::new(log_id(1, NodeId(1), index), Form::Blank, Bytes::new()));
-    log.append(entries.collect(), Box::new(|_| ())).await.expect("appended");
+    let log = blank_log(&env, dir.path()).await;
+    append(&log).await;
     log.barrier().await.expect("synced");
 
     let mut leader = machine(&env, &dir.path().join("leader"), log.clone()).await;
@@ -71,18 +106,14 @@ async fn a_snapshot_takes_effect_after_the_truncation_that_makes_room_for_it() {
 async fn a_checkpoint_begins_when_the_log_is_on_disk_up_to_it() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (env, hold) = HeldEnv::new();
-    let wal_dir = dir.path().join("wal");
-    Wal::create(&env, &wal_dir, PLACE.cluster, &small()).await.expect("created");
-    let wal = Wal::open(&env, &wal_dir, PLACE.cluster, small()).await.expect("opened");
-    let log = wal.group(PLACE.group);
+    let log = blank_log(&env, dir.path()).await;
     let group_dir = dir.path().join("group");
     let mut follower = machine(&env, &group_dir, log.clone()).await;
     let checkpoint = || std::fs::read(group_dir.join("checkpoint")).expect("there from the beginning");
     let blank = checkpoint();
 
     hold.set(true);
-    let entries = (0..3).map(|index| LogEntry::new(log_id(1, NodeId(1), index), Form::Blank, Bytes::new()));
-    log.append(entries.collect(), Box::new(|_| ())).await.expect("appended");
+    append(&log).await;
     let entry = |index| Entry { log_id: log_id(1, NodeId(1), index), payload: EntryPayload::Blank };
     follower.apply(futures::stream::iter((0..3).map(|index| Ok((entry(index), None))))).await.expect("applied");
     let building = tokio::spawn(async move {
@@ -94,6 +125,53 @@ async fn a_checkpoint_begins_when_the_log_is_on_disk_up_to_it() {
     hold.set(false);
     tokio::time::timeout(PATIENCE, building).await.expect("in time").expect("no panic");
     assert!(checkpoint() != blank);
+}
+
+/// P12: two overlays are all there are. While the log is not on disk the sealed one cannot be written, and
+/// `apply` waits rather than let the other one grow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apply_waits_when_the_overlay_is_full() {
+    const OVERLAY_BYTES: usize = 4_000;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (env, hold) = HeldEnv::new();
+    let log = blank_log(&env, dir.path()).await;
+    let sizes = ReplicaConfig { overlay_bytes: OVERLAY_BYTES, ..sizes() };
+    let replica = replica(&env, &dir.path().join("group"), sizes).await;
+    let mut follower = StateMachine::new(replica.clone(), log.clone());
+    let mut builder = follower.get_snapshot_builder().await;
+    let open_bytes = || replica.view(|machine| machine.rows().open_bytes());
+    let ada = Person::new("ada");
+
+    hold.set(true);
+    append(&log).await;
+    let create = Ok((entry(1, ada.create(ROOM)), None));
+    follower.apply(futures::stream::iter([create])).await.expect("applied");
+    let sealing = tokio::spawn(async move {
+        builder.build_snapshot().await.expect("built");
+        builder
+    });
+    until(|| open_bytes() == 0, "the sealed overlay").await;
+    let entries = (2..=60).map(|index| {
+        let group = ada.group(ROOM, &format!("p{index}"), 1, &["x"]);
+        Ok((entry(index, publish(vec![group])), None))
+    });
+    let entries = futures::stream::iter(entries.collect::<Vec<_>>());
+    let applying = tokio::spawn(async move { follower.apply(entries).await.expect("applied") });
+    until(|| open_bytes() >= 2 * OVERLAY_BYTES, "the second overlay").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let bytes = open_bytes();
+    assert!(!applying.is_finished() && bytes < 3 * OVERLAY_BYTES, "apply goes on into an overlay of {bytes} bytes");
+
+    hold.set(false);
+    let mut builder = tokio::time::timeout(PATIENCE, sealing).await.expect("in time").expect("no panic");
+    let finishing = async {
+        while !applying.is_finished() {
+            builder.build_snapshot().await.expect("built");
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, finishing).await.expect("in time");
+    applying.await.expect("no panic");
 }
 
 async fn leader(dir: &Path) -> (Store<HeldEnv>, Hold, impl Sized) {

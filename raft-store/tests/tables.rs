@@ -107,6 +107,7 @@ fn cut(tree: &Path, flip: bool) {
 
 type Accident = fn(tree: &Path, older: &Path);
 
+/// P9: damage is noticed and mended before anything is served.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_or_altered_tree_is_rebuilt_and_nobody_sees_a_difference() {
     let said = Said::default();
@@ -181,9 +182,9 @@ async fn a_start_replays_what_is_above_the_checkpoint_only() {
     assert_eq!(lab.timeline(2, room_id(ROOM)).await.len(), 200);
 }
 
-/// Two overlays are all there are: `apply` waits for a checkpoint rather than take more memory.
+/// That `apply` waits when it does not come is shown in `stuck_disk.rs`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn apply_waits_when_the_overlay_is_full() {
+async fn an_overlay_that_grows_makes_a_checkpoint_due() {
     let config = StoreConfig { overlay_bytes: 4_000, checkpoint_log_bytes: u64::MAX, ..frequent() };
     let lab = Lab::formed(config).await;
     let ada = Person::new("ada");

@@ -296,7 +296,7 @@ pub fn checkpoint_head() -> peer::CheckpointHead {
         state_hash: hash(5),
         rows: 6,
         bytes: 7,
-        segments: vec![peer::CheckpointSegment { id: 8, length: 9, hash: hash(10), sealed: true }],
+        segments: vec![peer::SnapshotSegment { id: 8, length: 9, hash: hash(10), sealed: true }],
     };
     peer::CheckpointHead { cluster_id: id(1), group: 2, tree: 3, base: hash(4), marker: Some(marker) }
 }

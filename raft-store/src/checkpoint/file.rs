@@ -16,7 +16,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use unibus_proto::peer;
 
-use super::marker::{Marker, hash_of};
+use super::marker::Marker;
+use crate::codec::decode_hash;
 use crate::env::{Disk, DiskFile, Env, OpenMode};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::Place;
@@ -155,8 +156,9 @@ fn parse(place: Place, mut bytes: Bytes) -> Result<CheckpointFile, String> {
     if head.cluster_id[..] != place.cluster.0 || head.group != place.group.0 {
         return Err(format!("a checkpoint of group {} of another cluster or group", head.group));
     }
-    let marker = Marker::from_message(&head.marker.ok_or("a head without a marker")?)?;
-    let base = hash_of(&head.base, "checkpoint before")?;
+    let marker = head.marker.ok_or("a head without a marker")?;
+    let marker = Marker::from_message(&marker).map_err(|error| error.to_string())?;
+    let base = decode_hash(&head.base, "checkpoint before").map_err(|error| error.to_string())?;
     Ok(CheckpointFile { tree: head.tree, base, marker, rows: parse_rows(bytes).ok_or_else(short)? })
 }
 

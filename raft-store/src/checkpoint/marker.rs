@@ -4,7 +4,10 @@ use bytes::Bytes;
 use prost::Message;
 use unibus_proto::peer;
 
-use crate::codec::{decode_log_id, decode_stored_membership, encode_log_id, encode_stored_membership, required};
+use crate::codec::{
+    CodecError, decode_hash, decode_log_id, decode_segment, decode_stored_membership, encode_log_id, encode_segment,
+    encode_stored_membership, required,
+};
 use crate::segment::SegmentEntry;
 use crate::snapshot::Manifest;
 use crate::tables::{RowSum, StateHash};
@@ -38,35 +41,24 @@ impl Marker {
     }
 
     pub(super) fn to_message(&self) -> peer::CheckpointMarker {
-        let segment = |entry: &SegmentEntry| peer::CheckpointSegment {
-            id: entry.id,
-            length: entry.length,
-            hash: Bytes::copy_from_slice(&entry.hash),
-            sealed: entry.sealed,
-        };
         peer::CheckpointMarker {
             log_id: self.meta.last_log_id.as_ref().map(encode_log_id),
             membership: Some(encode_stored_membership(&self.meta.last_membership)),
             state_hash: Bytes::copy_from_slice(&self.sum.hash.0),
             rows: self.sum.rows,
             bytes: self.sum.bytes,
-            segments: self.segments.iter().map(segment).collect(),
+            segments: self.segments.iter().map(encode_segment).collect(),
         }
     }
 
-    pub(super) fn from_message(marker: &peer::CheckpointMarker) -> Result<Self, String> {
-        let membership =
-            required(marker.membership.as_ref(), "membership of a checkpoint").map_err(|e| e.to_string())?;
-        let last_membership = decode_stored_membership(membership).map_err(|e| e.to_string())?;
-        let segments = marker.segments.iter().map(|entry| {
-            let hash = hash_of(&entry.hash, "hash of a segment")?;
-            Ok(SegmentEntry { id: entry.id, length: entry.length, hash, sealed: entry.sealed })
-        });
-        let hash = StateHash(hash_of(&marker.state_hash, "state hash of a checkpoint")?);
+    pub(super) fn from_message(marker: &peer::CheckpointMarker) -> Result<Self, CodecError> {
+        let membership = required(marker.membership.as_ref(), "membership of a checkpoint")?;
+        let last_membership = decode_stored_membership(membership)?;
+        let hash = StateHash(decode_hash(&marker.state_hash, "state hash of a checkpoint")?);
         Ok(Self {
             meta: SnapshotMeta { last_log_id: marker.log_id.as_ref().map(decode_log_id), last_membership },
             sum: RowSum { hash, rows: marker.rows, bytes: marker.bytes },
-            segments: segments.collect::<Result<_, String>>()?,
+            segments: marker.segments.iter().map(decode_segment).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -83,8 +75,4 @@ impl From<&Manifest> for Marker {
         let sum = RowSum { hash: manifest.state_hash, ..RowSum::default() };
         Self { meta: manifest.meta.clone(), sum, segments: manifest.segments.clone() }
     }
-}
-
-pub(super) fn hash_of(bytes: &[u8], object: &str) -> Result<[u8; 32], String> {
-    bytes.try_into().map_err(|_| format!("{object}: {} bytes, expected 32", bytes.len()))
 }

@@ -163,6 +163,7 @@ async fn open<E: Env>(env: &E, dir: &Path) -> Result<Checkpoints<E>, StoreError>
     Box::pin(Checkpoints::open(env, dir, PLACE, CONFIG)).await
 }
 
+/// P1: what was acknowledged outlives a power cut at any moment.
 #[tokio::test]
 async fn power_fails_at_every_disk_operation() {
     let dir = Path::new("/group");
@@ -251,6 +252,7 @@ async fn a_condemned_tree_is_not_used_again() {
     assert_eq!(whole(&open(&env, dir).await.expect("starts")).await, 0);
 }
 
+/// P9, P10: rows that are whole one by one, and are not those of the checkpoint.
 #[tokio::test]
 async fn rows_that_do_not_add_up_are_discarded() {
     let (env, dir) = (SpyEnv::new(1, false), Path::new("/group"));
@@ -270,12 +272,15 @@ async fn a_full_disk_is_told_before_the_tree_is_touched() {
     overlay.claim_bytes(1 << 40);
     let refused = checkpoints.save(&mut *checkpoints.hold().await, marker(1), &overlay).await;
     assert!(matches!(&refused, Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull));
+    let told = refused.expect_err("no space").to_string();
+    assert!(told.contains("free space or enlarge the disk"), "{told}");
     save_to(&checkpoints, 1, &mut 0).await.expect("saved when there is space");
 }
 
 /// What a file-system accident does to sled's directory between two starts.
 type Accident = fn(tree: &Path, older: &Path);
 
+/// P9: files that are lost, cut or not the newest.
 #[tokio::test]
 async fn whatever_happens_to_sleds_directory_is_noticed() {
     let accidents: [(&str, Accident, bool); 5] = [
@@ -302,6 +307,7 @@ async fn whatever_happens_to_sleds_directory_is_noticed() {
     }
 }
 
+/// P9: flips below the tree.
 #[tokio::test]
 async fn bits_that_flip_in_sleds_files_are_noticed() {
     let dir = tempfile::tempdir().expect("a temporary directory");

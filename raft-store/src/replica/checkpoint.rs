@@ -4,11 +4,12 @@
 //! are durable up to there before the tree hears of it. `apply` goes on meanwhile, into a second overlay, and
 //! waits only when that one has twice the size at which a checkpoint is due: two overlays are all there are.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures::future::BoxFuture;
-use tokio::sync::{MutexGuard, Semaphore};
+use tokio::sync::MutexGuard;
 use unibus_machine::key::ordinal;
 
 use super::{LogSynced, Replica, ReplicaConfig, State};
@@ -49,6 +50,8 @@ impl<E: Env> Replica<E> {
         if let Some(index) = marker.index() {
             synced(index).await.map_err(io_at("wait for the log of", self.segments.dir()))?;
         }
+        // Whoever has it waits for the disk alone, never for a tree that somebody holds.
+        let _turn = self.turn.lock().await;
         self.segments.sync().await.map_err(io_at("sync segments in", self.segments.dir()))?;
         if let Err(error) = Box::pin(self.checkpoints.save(&mut current, marker, &overlay)).await {
             if matches!(error, StoreError::Tables { .. }) {
@@ -69,6 +72,9 @@ impl<E: Env> Replica<E> {
         let mut sealed = self.sealed();
         if sealed.is_none() {
             let mut state = self.write();
+            // Answered, also when an install left nothing to write.
+            self.unwritten_log_bytes.store(0, Ordering::Relaxed);
+            self.checkpoint_asked.store(false, Ordering::Relaxed);
             let meta = state.coverage();
             if meta == current.marker().meta {
                 return None;
@@ -76,8 +82,6 @@ impl<E: Env> Replica<E> {
             let sum = state.machine.rows_mut().sum();
             let overlay = state.machine.rows_mut().seal();
             let marker = Marker { meta, sum, segments: self.segments.manifest() };
-            self.unwritten_log_bytes.store(0, Ordering::Relaxed);
-            self.checkpoint_asked.store(false, Ordering::Relaxed);
             *sealed = Some(Sealed { marker, overlay });
         }
         sealed.clone()
@@ -128,15 +132,27 @@ impl<E: Env> Replica<E> {
     /// Makes the next start discard the tree when something wrong was read from it, and says so.
     pub(crate) async fn watch_damage(&self, faults: Faults) {
         let why = self.damage.wait().await;
-        if let Err(error) = self.checkpoints.condemn().await {
-            tracing::error!(group = %self.place.group, %error, "the damaged tables are not marked");
-        }
+        self.condemn().await;
         faults.report(format!("group {}: {why}", self.place.group));
     }
 
-    /// Adds up a tree that was too large for it at the start, then writes checkpoints when they are due, one
-    /// of all groups at a time. A failure is never fatal: it is tried again.
-    pub(crate) async fn tend(&self, synced: LogSynced, turn: Arc<Semaphore>, mut stop: WatchReceiverOf<E, bool>) {
+    /// Why `apply` failed. When it was for what it read from the tree, that is said instead, and the tree is
+    /// marked before anybody hears of it: the process may end at any moment after that.
+    pub(crate) async fn explain(&self, error: io::Error) -> io::Error {
+        let Some(why) = self.damage.first() else { return error };
+        self.condemn().await;
+        io::Error::other(why)
+    }
+
+    async fn condemn(&self) {
+        if let Err(error) = self.checkpoints.condemn().await {
+            tracing::error!(group = %self.place.group, %error, "the damaged tables are not marked");
+        }
+    }
+
+    /// Adds up a tree that was too large for it at the start, then writes checkpoints when they are due. A
+    /// failure is never fatal: it is tried again.
+    pub(crate) async fn tend(&self, synced: LogSynced, mut stop: WatchReceiverOf<E, bool>) {
         let work = async {
             self.scrub().await;
             let mut due = self.checkpoint_due.subscribe();
@@ -144,7 +160,6 @@ impl<E: Env> Replica<E> {
             // Not `changed`: it may have been asked for already.
             while let Ok(asked) = due.wait_until(|asked| *asked > done).await {
                 done = asked;
-                let Ok(_turn) = turn.acquire().await else { return };
                 while let Err(error) = self.checkpoint(&synced).await.map(drop) {
                     tracing::warn!(group = %self.place.group, %error, "checkpoint is not written, it is tried again");
                     sleep::<E>(RETRY).await;

@@ -195,6 +195,11 @@ impl Ledger {
         self.sealed.get(&id)
     }
 
+    /// Whether there is such a file, sealed or open.
+    pub fn lists(&self, id: u64) -> bool {
+        self.sealed.contains_key(&id) || self.open.as_ref().is_some_and(|open| open.id == id)
+    }
+
     /// What the open file holds of a room, with the file's id.
     pub fn open_runs(&self, room: RoomId) -> Option<(u64, &RoomRuns)> {
         self.open.as_ref().and_then(|open| Some((open.id, open.rooms.get(&room)?)))

@@ -11,6 +11,7 @@ use super::ledger::{Ledger, OpenSegment};
 use super::{SegmentEntry, segment_path};
 use crate::env::{Disk, DiskFile, Env, OpenMode, create_dir_durable};
 use crate::error::{Damage, StoreError, io_at};
+use crate::sum::open_whole;
 
 /// Read at once while scanning.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -45,7 +46,7 @@ async fn load_sealed<E: Env>(
     ledger: &mut Ledger,
 ) -> Result<(), StoreError> {
     let path = &segment_path(dir, entry.id);
-    let file = open_at_least(env, path, entry.length).await?;
+    let file = open_whole(env, path, entry.length.max(HEADER_BYTES)).await?;
     let length = file.len().await.map_err(io_at("measure", path))?;
     if length != entry.length {
         return Err(
@@ -71,7 +72,7 @@ async fn load_open<E: Env>(
     ledger: &mut Ledger,
 ) -> Result<(), StoreError> {
     let path = &segment_path(dir, entry.id);
-    let file = open_at_least(env, path, entry.length).await?;
+    let file = open_whole(env, path, entry.length.max(HEADER_BYTES)).await?;
     check_header(&file, path, place, entry.id).await?;
     let mut open = OpenSegment::new(entry.id);
     open.extend(&place.encode_header(entry.id));
@@ -109,18 +110,6 @@ async fn more<F: DiskFile>(file: &F, path: &Path, at: u64, rest: Bytes, end: u64
     joined.extend_from_slice(&rest);
     joined.extend_from_slice(&piece);
     Ok(joined.freeze())
-}
-
-async fn open_at_least<E: Env>(env: &E, path: &Path, length: u64) -> Result<<E::Disk as Disk>::File, StoreError> {
-    if !env.disk().exists(path).await.map_err(io_at("look for", path))? {
-        return Err(Damage::new(path, 0, "no file", format!("{length} bytes")).into());
-    }
-    let file = env.disk().open(path, OpenMode::Read).await.map_err(io_at("open", path))?;
-    let found = file.len().await.map_err(io_at("measure", path))?;
-    if found < length || length < HEADER_BYTES {
-        return Err(Damage::new(path, found, format!("{found} bytes"), format!("at least {length} bytes")).into());
-    }
-    Ok(file)
 }
 
 async fn check_header<F: DiskFile>(file: &F, path: &Path, place: Place, segment: u64) -> Result<(), StoreError> {

@@ -84,8 +84,8 @@ pub struct Segments<E: Env> {
 /// Files that are open, by segment.
 struct OpenFiles<E: Env> {
     by_segment: BTreeMap<u64, <E::Disk as Disk>::File>,
-    /// Counts the snapshots that put other files in their places: one that was being opened meanwhile may
-    /// be a file that no longer has a name.
+    /// Counts the snapshots that put other files in their places, and the files that were dropped: one that
+    /// was being opened meanwhile may be a file that no longer has a name.
     epoch: u64,
 }
 
@@ -148,7 +148,18 @@ impl<E: Env> Segments<E> {
     /// lists it either.
     pub fn drop_sealed(&self, id: u64) -> bool {
         self.index().clear();
-        self.ledger().drop_sealed(id)
+        let is_dropped = self.ledger().drop_sealed(id);
+        // An open file keeps its space when its name is gone.
+        let mut files = self.files();
+        files.by_segment.remove(&id);
+        files.epoch += 1;
+        is_dropped
+    }
+
+    /// What waits in memory to be written.
+    #[cfg(test)]
+    pub(crate) fn unwritten_bytes(&self) -> u64 {
+        self.ledger().unwritten_bytes()
     }
 
     /// All files as they stand.
@@ -167,8 +178,9 @@ impl<E: Env> Segments<E> {
         // One handle serves readers and the writer: it is opened for both.
         let mode = if mode == OpenMode::Read { OpenMode::Write } else { mode };
         let file = self.env.disk().open(&segment_path(&self.dir, segment), mode).await?;
+        let is_listed = self.ledger().lists(segment);
         let mut files = self.files();
-        if files.epoch == epoch {
+        if is_listed && files.epoch == epoch {
             if files.by_segment.len() >= FILES_MAX {
                 files.by_segment.pop_first();
             }

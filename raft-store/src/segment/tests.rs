@@ -7,6 +7,7 @@ use unibus_proto::id::{ClusterId, GroupId};
 use super::*;
 use crate::sum::FileSum;
 use crate::testing::TestEnv;
+use crate::testing::crash::CrashEnv;
 
 const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(3) };
 const ROOM: RoomId = RoomId([1; 16]);
@@ -165,6 +166,45 @@ async fn a_dropped_file_raises_the_floor() {
     assert_eq!(segments.read(ROOM, Sequence(50), 1, 1).await, Err(gone));
 }
 
+/// An open file keeps its space when its name is gone.
+#[tokio::test]
+async fn a_dropped_file_does_not_stay_open() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let segments = filled(dir.path(), 0).await;
+    let is_open = || segments.files().by_segment.contains_key(&0);
+    assert!(is_open(), "since it was written");
+    segments.drop_sealed(0);
+    assert!(!is_open());
+    drop(segments.file(0, OpenMode::Read).await.expect("it has its name still"));
+    assert!(!is_open(), "a late reader does not keep it");
+}
+
+/// A file that is made while the directory is being synced is not part of that sync.
+#[tokio::test]
+async fn a_new_name_is_durable_though_it_came_during_a_sync() {
+    let dir = Path::new("/segments");
+    for seed in 0..8 {
+        let env = CrashEnv::new(seed);
+        let segments = Segments::load(env.clone(), dir.into(), PLACE, 0, &[], &BTreeSet::new()).await.expect("empty");
+        segments.append(0, ROOM, &[delivery(0, 300)]).expect("appends");
+        let held = env.disk().hold_dir_syncs().await;
+        let mut syncing = Box::pin(segments.sync());
+        assert!(futures::poll!(syncing.as_mut()).is_pending(), "the directory is not synced");
+        segments.cut(0).expect("seals");
+        segments.append(1, ROOM, &[delivery(1, 300)]).expect("appends");
+        segments.flush().await.expect("flushes");
+        drop(held);
+        syncing.await.expect("syncs");
+        segments.append(1, ROOM, &[delivery(2, 300)]).expect("appends");
+        segments.sync().await.expect("syncs");
+        let manifest = segments.manifest();
+        env.disk().crash();
+        let again = Segments::load(env.clone(), dir.into(), PLACE, 0, &manifest, &BTreeSet::new()).await;
+        let again = again.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert_eq!(again.read(ROOM, Sequence(0), usize::MAX, 10).await, Ok(expected(3, 300)), "seed {seed}");
+    }
+}
+
 #[tokio::test]
 async fn a_restart_cuts_to_the_manifest_and_replay_writes_the_same_bytes() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -210,6 +250,7 @@ async fn a_shorter_or_missing_file_is_refused_at_start() {
     assert!(load(dir.path(), 0, &manifest).await.is_ok(), "nothing was changed by the refusals");
 }
 
+/// P9: what is damaged is never served.
 #[tokio::test]
 async fn a_flipped_bit_is_refused_at_start_or_corrupt_when_read() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -231,6 +272,7 @@ async fn a_flipped_bit_is_refused_at_start_or_corrupt_when_read() {
     }
 }
 
+/// P9: damage is found though nobody reads it.
 #[tokio::test]
 async fn scrubbing_finds_every_flip_and_names_the_block() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -256,6 +298,7 @@ async fn scrubbing_finds_every_flip_and_names_the_block() {
     assert_eq!((scrub().await, segments.damaged()), (None, vec![]), "dropped, not damaged");
 }
 
+/// P9: what is whole but in another place is refused as well.
 #[tokio::test]
 async fn a_file_in_the_place_of_another_is_refused() {
     let dir = tempfile::tempdir().expect("tempdir");

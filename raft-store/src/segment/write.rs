@@ -28,8 +28,9 @@ pub(super) struct Writer {
 struct Written {
     /// Files with bytes that are not synced, and how long they were when last written.
     unsynced: BTreeMap<u64, u64>,
-    /// A file was made since the directory was synced.
-    names: bool,
+    /// Files that were made so far, and how many of them when a sync of the directory that is done began.
+    names_made: u64,
+    names_synced: u64,
     /// Bytes of the file that is written now that the kernel was told to write.
     handed_over: (u64, u64),
     /// Where a failed sync is reported: the pages may be lost, and no later sync would say so.
@@ -91,14 +92,13 @@ impl<E: Env> Segments<E> {
 
     /// Writes out what was appended and makes it durable. `apply` goes on meanwhile.
     pub async fn sync(&self) -> io::Result<()> {
-        {
+        let (todo, names) = {
+            // Under the turn, or it would count what another one has only begun to write.
             let _turn = self.writer.turn.lock().await;
             self.write_out().await?;
-        }
-        let (todo, names) = {
             let state = lock(&self.writer.state);
             state.check()?;
-            (state.unsynced.clone(), state.names)
+            (state.unsynced.clone(), state.names_made)
         };
         for (segment, end) in todo {
             let synced = self.file(segment, OpenMode::Write).await?.sync_data().await;
@@ -109,9 +109,10 @@ impl<E: Env> Segments<E> {
             }
             state.check()?;
         }
-        if names {
+        if names > lock(&self.writer.state).names_synced {
             self.env.disk().sync_dir(&self.dir).await?;
-            lock(&self.writer.state).names = false;
+            let mut state = lock(&self.writer.state);
+            state.names_synced = state.names_synced.max(names);
         }
         Ok(())
     }
@@ -124,7 +125,7 @@ impl<E: Env> Segments<E> {
             {
                 let mut state = lock(&self.writer.state);
                 state.unsynced.insert(segment, end);
-                state.names |= begin == 0;
+                state.names_made += u64::from(begin == 0);
             }
             let file = self.file(segment, OpenMode::Create).await?;
             file.write_at(begin, write.parts).await?;

@@ -11,7 +11,8 @@ use prost::Message;
 use unibus_proto::peer;
 
 use crate::codec::{
-    decode_log_id, decode_message, decode_stored_membership, encode_log_id, encode_stored_membership, required,
+    CodecError, decode_hash, decode_log_id, decode_message, decode_segment, decode_stored_membership, encode_log_id,
+    encode_segment, encode_stored_membership, required,
 };
 use crate::env::{Disk, DiskFile, Env, OpenMode};
 use crate::error::{Damage, StoreError, io_at};
@@ -65,12 +66,6 @@ impl RowsFile {
 
 /// The manifest file, byte by byte; the same on every replica at the same index.
 pub fn encode(place: Place, manifest: &Manifest, rows: &[RowsFile]) -> Bytes {
-    let segment = |entry: &SegmentEntry| peer::SnapshotSegment {
-        id: entry.id,
-        length: entry.length,
-        hash: entry.hash.to_vec().into(),
-        sealed: entry.sealed,
-    };
     let file = |file: &RowsFile| peer::SnapshotRows {
         first_key: file.first_key.clone(),
         rows: file.rows,
@@ -84,7 +79,7 @@ pub fn encode(place: Place, manifest: &Manifest, rows: &[RowsFile]) -> Bytes {
         membership: Some(encode_stored_membership(&manifest.meta.last_membership)),
         state_hash: manifest.state_hash.0.to_vec().into(),
         rows: rows.iter().map(file).collect(),
-        segments: manifest.segments.iter().map(segment).collect(),
+        segments: manifest.segments.iter().map(encode_segment).collect(),
     };
     let mut out = BytesMut::with_capacity(PREFIX_BYTES + message.encoded_len() + HASH_BYTES);
     out.put_slice(MAGIC);
@@ -127,27 +122,19 @@ pub fn decode(place: Place, bytes: &Bytes) -> Result<(Manifest, Vec<RowsFile>), 
     if message.cluster_id != place.cluster.0[..] || message.group != place.group.0 {
         return Err(format!("a snapshot of group {} of cluster {:02x?}", message.group, &message.cluster_id[..]));
     }
-    from_message(message)
+    from_message(message).map_err(|error| error.to_string())
 }
 
-fn from_message(message: peer::SnapshotManifest) -> Result<(Manifest, Vec<RowsFile>), String> {
-    let membership = required(message.membership.as_ref(), "membership of a snapshot").map_err(|e| e.to_string())?;
-    let last_membership = decode_stored_membership(membership).map_err(|e| e.to_string())?;
+fn from_message(message: peer::SnapshotManifest) -> Result<(Manifest, Vec<RowsFile>), CodecError> {
+    let membership = required(message.membership.as_ref(), "membership of a snapshot")?;
+    let last_membership = decode_stored_membership(membership)?;
     let meta = SnapshotMeta { last_log_id: message.last.as_ref().map(decode_log_id), last_membership };
-    let state_hash = StateHash(hash(&message.state_hash)?);
-    let segment = |entry: &peer::SnapshotSegment| {
-        let hash = hash(&entry.hash)?;
-        Ok(SegmentEntry { id: entry.id, length: entry.length, hash, sealed: entry.sealed })
-    };
-    let segments = message.segments.iter().map(segment).collect::<Result<_, String>>()?;
+    let state_hash = StateHash(decode_hash(&message.state_hash, "state hash of a snapshot")?);
+    let segments = message.segments.iter().map(decode_segment).collect::<Result<_, _>>()?;
     let file = |file: peer::SnapshotRows| {
-        let sum = FileSum { length: file.length, hash: hash(&file.hash)? };
+        let sum = FileSum { length: file.length, hash: decode_hash(&file.hash, "hash of a file of rows")? };
         Ok(RowsFile { first_key: file.first_key, rows: file.rows, sum })
     };
-    let rows = message.rows.into_iter().map(file).collect::<Result<_, String>>()?;
+    let rows = message.rows.into_iter().map(file).collect::<Result<_, CodecError>>()?;
     Ok((Manifest { meta, state_hash, segments }, rows))
-}
-
-fn hash(bytes: &[u8]) -> Result<[u8; 32], String> {
-    bytes.try_into().map_err(|_| format!("a hash of {} bytes", bytes.len()))
 }

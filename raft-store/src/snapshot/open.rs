@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use super::manifest::{self, Manifest};
-use super::rows::{self, RowPages};
+use super::rows::RowPages;
 use super::{SnapshotData, Snapshots, files, placed, segments_of, stage, verify_rows};
 use crate::env::{Disk, Env, create_dir_durable};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, SegmentEntry, Segments};
+use crate::sum::open_whole;
 
 /// What a group starts from.
 pub struct Base<E: Env> {
@@ -129,7 +130,7 @@ impl<E: Env> Opening<'_, E> {
     ) -> Result<Option<Segments<E>>, StoreError> {
         if !is_base {
             for (path, sum) in data.files() {
-                rows::open_whole(self.env, path, sum.length).await?;
+                open_whole(self.env, path, sum.length).await?;
             }
             return Ok(None);
         }

@@ -1,7 +1,6 @@
 //! Rows on their way into and out of a snapshot, page by page: there may be more than fit into memory.
 
 use std::collections::VecDeque;
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -12,8 +11,7 @@ use super::manifest::RowsFile;
 use crate::env::{Disk, DiskFile, Env, OpenMode};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::Place;
-use crate::sum::FileHasher;
-use crate::tables::FrozenRows;
+use crate::sum::{FileHasher, open_whole};
 
 /// Rows of one page: enough to be few, small enough to lie in memory.
 pub const PAGE_ROWS: usize = 1024;
@@ -27,15 +25,6 @@ pub type RowPage = Vec<(Bytes, Bytes)>;
 pub trait RowSource: Send + Sync {
     /// The first `limit` rows whose key is greater than `after`; none of them after the last one.
     fn scan<'a>(&'a self, after: Option<&'a [u8]>, limit: usize) -> BoxFuture<'a, Result<RowPage, StoreError>>;
-}
-
-impl RowSource for FrozenRows {
-    fn scan<'a>(&'a self, after: Option<&'a [u8]>, limit: usize) -> BoxFuture<'a, Result<RowPage, StoreError>> {
-        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let range = self.range::<[u8], _>((after, Bound::Unbounded)).take(limit);
-        let page = range.map(|(key, value)| (key.clone(), value.clone())).collect();
-        Box::pin(std::future::ready(Ok(page)))
-    }
 }
 
 /// Writes rows into files named by their hashes; they are durable when the directory is synced.
@@ -186,15 +175,6 @@ impl<E: Env> RowPages<E> {
             }
         }
     }
-
-    /// All that are left.
-    pub async fn collect(mut self) -> Result<FrozenRows, StoreError> {
-        let mut rows = FrozenRows::new();
-        while let Some(page) = self.next().await? {
-            rows.extend(page);
-        }
-        Ok(rows)
-    }
 }
 
 impl<F: DiskFile> Reading<F> {
@@ -251,21 +231,4 @@ impl<F: DiskFile> Reading<F> {
     fn damaged(&self, found: String, expected: &str) -> Damage {
         Damage::new(&self.path, self.at, found, expected)
     }
-}
-
-/// Opens a file that must be there with at least `length` bytes.
-pub(super) async fn open_whole<E: Env>(
-    env: &E,
-    path: &Path,
-    length: u64,
-) -> Result<<E::Disk as Disk>::File, StoreError> {
-    if !env.disk().exists(path).await.map_err(io_at("look for", path))? {
-        return Err(Damage::new(path, 0, "no file", format!("{length} bytes")).into());
-    }
-    let file = env.disk().open(path, OpenMode::Read).await.map_err(io_at("open", path))?;
-    let found = file.len().await.map_err(io_at("measure", path))?;
-    if found < length {
-        return Err(Damage::new(path, found, format!("{found} bytes"), format!("at least {length} bytes")).into());
-    }
-    Ok(file)
 }

@@ -12,12 +12,11 @@ use bytes::Bytes;
 
 use super::files::manifest_name;
 use super::manifest::{self, Manifest};
-use super::rows::open_whole;
 use super::{SnapshotData, SnapshotFiles, verify_rows};
-use crate::env::{Disk, DiskFile, Env, OpenMode, create_dir_durable};
+use crate::env::{Disk, DiskFile, Env, OpenMode, create_dir_durable, write_whole};
 use crate::error::{Damage, StoreError, io_at};
 use crate::segment::{Place, SegmentEntry, segment_path};
-use crate::sum::{FileHasher, FileSum};
+use crate::sum::{FileHasher, FileSum, open_whole};
 
 const STAGING: &str = "staging";
 const MANIFEST: &str = "manifest";
@@ -85,7 +84,8 @@ impl<E: Env> Staging<E> {
         let data = SnapshotData::of(SnapshotFiles { manifest, rows: placed, encoded, path, segments });
         let staging = Self { env: env.clone(), dir, place, data };
         staging.clear_others().await?;
-        staging.write_manifest().await?;
+        let SnapshotFiles { encoded, path, .. } = &**staging.data();
+        write_whole(env.disk(), &staging.dir, MANIFEST, encoded.clone()).await.map_err(io_at("write", path))?;
         Ok(staging)
     }
 
@@ -104,14 +104,6 @@ impl<E: Env> Staging<E> {
             }
         }
         Ok(())
-    }
-
-    async fn write_manifest(&self) -> Result<(), StoreError> {
-        let tmp = self.dir.join("manifest.tmp");
-        let file = self.env.disk().open(&tmp, OpenMode::Truncate).await.map_err(io_at("create", &tmp))?;
-        file.write_at_sync(0, vec![self.data.encoded.clone()]).await.map_err(io_at("write", &tmp))?;
-        self.env.disk().rename(&tmp, &self.data.path).await.map_err(io_at("rename", &self.data.path))?;
-        self.env.disk().sync_dir(&self.dir).await.map_err(io_at("sync", &self.dir))
     }
 
     /// Whether a file is whole already: in its place, or received before.
@@ -176,11 +168,7 @@ impl<E: Env> StagedFile<E> {
     /// Counts what was received before a restart.
     async fn count(&mut self) -> Result<(), StoreError> {
         let length = self.file.len().await.map_err(io_at("measure", &self.part))?.min(self.expected.length);
-        while self.hasher.length() < length {
-            let (at, piece) = (self.hasher.length(), PIECE_BYTES.min(length - self.hasher.length()));
-            self.hasher.update(&self.file.read_at(at, piece as usize).await.map_err(io_at("read", &self.part))?);
-        }
-        Ok(())
+        self.hasher.read(&self.file, length).await.map_err(io_at("read", &self.part))
     }
 
     async fn copy(&mut self, from: &Path, short: bool) -> Result<(), StoreError> {
@@ -256,10 +244,7 @@ async fn sum<E: Env>(env: &E, path: &Path, length: u64) -> Result<Option<FileSum
         return Ok(None);
     }
     let mut hasher = FileHasher::default();
-    while hasher.length() < length {
-        let piece = PIECE_BYTES.min(length - hasher.length());
-        hasher.update(&file.read_at(hasher.length(), piece as usize).await.map_err(io_at("read", path))?);
-    }
+    hasher.read(&file, length).await.map_err(io_at("read", path))?;
     Ok(Some(hasher.sum()))
 }
 

@@ -1,16 +1,22 @@
 use std::fs;
+use std::ops::Bound;
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use proptest::prelude::*;
 use unibus_machine::StoredDelivery;
 use unibus_proto::id::{ClusterId, GroupId, NodeId, RoomId};
 use unibus_proto::position::Sequence;
 
 use super::*;
+use crate::env::WatchReceiver;
 use crate::tables::FrozenRows;
 use crate::testing::TestEnv;
 use crate::testing::crash::CrashEnv;
 use crate::types::{StoredMembership, log_id};
+
+mod power;
 
 const PLACE: Place = Place { cluster: ClusterId([7; 16]), group: GroupId(1) };
 const ROOM: RoomId = RoomId([1; 16]);
@@ -251,6 +257,23 @@ async fn files_stay_while_a_snapshot_is_on_its_way() {
 }
 
 #[tokio::test]
+async fn an_offer_ends_the_earlier_ones_that_still_wait() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let base = open(dir.path(), None).await.expect("blank");
+    let (_, turn) = base.snapshots.offered().await;
+    let mut first = Box::pin(base.snapshots.offered());
+    assert!(futures::poll!(first.as_mut()).is_pending());
+    let mut second = Box::pin(base.snapshots.offered());
+    assert!(futures::poll!(second.as_mut()).is_pending());
+    drop(turn);
+    let (mut offers, turn) = first.await;
+    assert!(offers.changed().now_or_never().is_some(), "the second one came later");
+    drop(turn);
+    let (mut offers, _turn) = second.await;
+    assert!(offers.changed().now_or_never().is_none(), "nothing is newer");
+}
+
+#[tokio::test]
 async fn a_dropped_segment_stays_while_the_older_snapshot_lists_it() {
     let dir = tempfile::tempdir().expect("tempdir");
     let base = open(dir.path(), None).await.expect("blank");
@@ -281,91 +304,6 @@ async fn no_space_is_no_damage_and_leaves_nothing_behind() {
     env.disk().set_full(None);
     let data = base.snapshots.save(manifest(&base, 1), &rows(1)).await.expect("space again");
     assert_eq!(base.snapshots.current().and_then(|current| current.index()), data.index());
-}
-
-/// Power fails at each operation of saving two snapshots: the start has one of them or none, and goes on.
-#[tokio::test]
-async fn a_power_cut_while_saving_leaves_a_whole_snapshot() {
-    let dir = PathBuf::from("/group");
-    let operations = {
-        let env = CrashEnv::new(1);
-        let base = open_in(&env, &dir, None).await.expect("blank");
-        let begun = env.disk().operations();
-        snapshot(&base, 0).await;
-        snapshot(&base, 1).await;
-        snapshot(&base, 2).await;
-        env.disk().operations() - begun
-    };
-    assert!(operations > 20, "{operations}");
-    for cut in 0..operations {
-        let env = CrashEnv::new(cut);
-        let base = open_in(&env, &dir, None).await.expect("blank");
-        env.disk().fail_after(cut);
-        let mut saved = None;
-        for index in 0..3 {
-            match try_snapshot(&base, index).await {
-                Ok(_) => saved = Some(index),
-                Err(_) => break,
-            }
-        }
-        drop(base);
-        env.disk().crash();
-        let base = open_in(&env, &dir, saved.and_then(|saved| saved.checked_sub(1))).await.expect("opens");
-        let found = index_of(&base);
-        assert!(found >= saved, "cut {cut}: saved {saved:?}, found {found:?}");
-        let next = found.map_or(0, |found| found + 1);
-        assert_eq!(count(&base).await, next as usize * 10, "cut {cut}");
-        if let Some((found, (_, pages))) = found.zip(base.rows) {
-            assert_eq!(pages.collect().await.expect("reads"), rows(found), "cut {cut}");
-        }
-        let base = open_in(&env, &dir, None).await.expect("opens again");
-        snapshot(&base, next).await;
-    }
-}
-
-/// Power fails at each operation of receiving and installing: the start has the old or the new, whole, and
-/// going on with the transfer ends well.
-#[tokio::test]
-async fn a_power_cut_while_installing_leaves_the_old_or_the_new() {
-    let from = PathBuf::from("/leader");
-    let to = PathBuf::from("/follower");
-    let run = async |env: &CrashEnv, cut: Option<u64>| -> (u64, bool) {
-        let leader = open_in(env, &from, None).await.expect("blank");
-        for index in 0..4 {
-            snapshot(&leader, index).await;
-        }
-        let data = leader.snapshots.current().expect("a snapshot");
-        let follower = open_in(env, &to, None).await.expect("blank");
-        snapshot(&follower, 0).await;
-        let begun = env.disk().operations();
-        if let Some(cut) = cut {
-            env.disk().fail_after(cut);
-        }
-        let installed = follower.snapshots.install(&data).await.is_ok();
-        (env.disk().operations() - begun, installed)
-    };
-    let (operations, installed) = run(&CrashEnv::new(1), None).await;
-    assert!(installed && operations > 15, "{operations}");
-    let mut finished = 0;
-    for cut in 0..operations {
-        let env = CrashEnv::new(cut);
-        run(&env, Some(cut)).await;
-        env.disk().crash();
-        let follower = open_in(&env, &to, None).await.expect("opens");
-        let found = index_of(&follower);
-        assert!(found == Some(0) || found == Some(3), "cut {cut}: {found:?}");
-        finished += u64::from(found == Some(3));
-        assert_eq!(count(&follower).await, found.expect("one") as usize * 10 + 10, "cut {cut}");
-        let leader = open_in(&env, &from, None).await.expect("whole");
-        let data = leader.snapshots.current().expect("a snapshot");
-        let (again, pages) = follower.snapshots.install(&data).await.expect("installs");
-        follower.segments.reload(&again.manifest.segments, &BTreeSet::new()).await.expect("whole");
-        assert_eq!(count(&follower).await, 40, "cut {cut}");
-        assert_eq!(pages.collect().await.expect("reads"), rows(3), "cut {cut}");
-        let left: Vec<_> = env.disk().names().into_iter().filter(|name| name.starts_with("/follower")).collect();
-        assert!(!left.iter().any(|name| name.to_string_lossy().contains("staging")), "cut {cut}: {left:?}");
-    }
-    assert!(finished > 0, "some cuts lie behind the decision");
 }
 
 proptest! {
@@ -406,15 +344,31 @@ proptest! {
     }
 }
 
+impl RowSource for FrozenRows {
+    fn scan<'a>(&'a self, after: Option<&'a [u8]>, limit: usize) -> BoxFuture<'a, Result<RowPage, StoreError>> {
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = self.range::<[u8], _>((after, Bound::Unbounded)).take(limit);
+        let page = range.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Box::pin(std::future::ready(Ok(page)))
+    }
+}
+
+impl<E: Env> RowPages<E> {
+    /// All that are left.
+    async fn collect(mut self) -> Result<FrozenRows, StoreError> {
+        let mut rows = FrozenRows::new();
+        while let Some(page) = self.next().await? {
+            rows.extend(page);
+        }
+        Ok(rows)
+    }
+}
+
 /// A source with pages of one row.
 struct OneByOne(FrozenRows);
 
 impl RowSource for OneByOne {
-    fn scan<'a>(
-        &'a self,
-        after: Option<&'a [u8]>,
-        _limit: usize,
-    ) -> futures::future::BoxFuture<'a, Result<RowPage, StoreError>> {
+    fn scan<'a>(&'a self, after: Option<&'a [u8]>, _limit: usize) -> BoxFuture<'a, Result<RowPage, StoreError>> {
         self.0.scan(after, 1)
     }
 }

@@ -122,6 +122,7 @@ fn over(tree: &Arc<MemoryTree>, sum: RowSum) -> Tables {
 }
 
 proptest! {
+    /// P10: equal rows have the same state hash, whatever their way to the disk.
     #[test]
     fn they_are_what_the_rows_in_memory_are(changes in changes()) {
         let mut both = Both::new();
@@ -160,6 +161,7 @@ fn a_long_scan_goes_over_many_pages() {
     assert_eq!(both.tables.scan(&[1], &[2], 1)[0].0[..], [1, 0, 1]);
 }
 
+/// P9: flipped, cut, or in the place of another.
 #[test]
 fn a_value_that_is_not_what_was_written_is_never_served() {
     let mut both = Both::new();

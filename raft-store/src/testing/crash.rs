@@ -29,7 +29,8 @@ impl CrashEnv {
     /// An empty disk.
     pub fn new(seed: u64) -> Self {
         let rng = SeededRng::new(seed);
-        Self { disk: CrashDisk { state: Arc::new(Mutex::new(State::new(rng.clone()))) }, rng }
+        let state = Arc::new(Mutex::new(State::new(rng.clone())));
+        Self { disk: CrashDisk { state, syncing_dir: Arc::default() }, rng }
     }
 }
 
@@ -164,6 +165,8 @@ impl State {
 #[derive(Clone, Debug)]
 pub struct CrashDisk {
     state: Arc<Mutex<State>>,
+    /// Held by a sync of a directory, and by a test that holds those up.
+    syncing_dir: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl CrashDisk {
@@ -180,6 +183,11 @@ impl CrashDisk {
     /// that is written.
     pub fn set_full(&self, path: Option<&str>) {
         self.state().full = path.map(str::to_owned);
+    }
+
+    /// No sync of a directory ends before the guard is dropped; it takes the names that there were when it began.
+    pub async fn hold_dir_syncs(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.syncing_dir.clone().lock_owned().await
     }
 
     /// The names of all files.
@@ -296,10 +304,14 @@ impl Disk for CrashDisk {
     }
 
     async fn sync_dir(&self, _path: &Path) -> io::Result<()> {
+        let names = self.state().names.clone();
+        let _turn = self.syncing_dir.lock().await;
         let mut state = self.state();
         state.operation()?;
-        state.synced_names = state.names.clone();
-        state.unsynced_names.clear();
+        if let Some(last) = state.unsynced_names.iter().rposition(|then| *then == names) {
+            state.unsynced_names.drain(..=last);
+            state.synced_names = names;
+        }
         Ok(())
     }
 
