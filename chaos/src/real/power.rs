@@ -1,6 +1,7 @@
 //! Rounds of power cuts under load: in each one or all nodes lose power at a random moment, come back, and
 //! are compared with each other and with what clients were told.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::history::{History, Outcome};
@@ -8,6 +9,7 @@ use crate::invariants::{self, Violation};
 use crate::real::fault::{Chances, RoundPlan};
 use crate::real::floor::FloorConfig;
 use crate::real::load::{Load, LoadConfig};
+use crate::real::reading;
 use crate::real::report::PowerReport;
 use crate::real::stage::Stage;
 
@@ -131,7 +133,7 @@ impl Rounds {
                 Ok(rooms) => rooms,
                 Err(what) => return Ok(vec![Violation { invariant: "replicas can be read", what }]),
             };
-            self.whole.scans.extend(rooms.into_iter().map(|(room, entries)| ((reader.node(), room), entries)));
+            reading::note(&mut self.whole, reader.node(), &BTreeMap::new(), rooms, &self.stage.rooms);
         }
         let mut broken = invariants::check(&self.whole);
         self.stage.floor.stop().await?;

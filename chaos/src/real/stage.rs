@@ -14,7 +14,7 @@ use crate::real::fault::{Deed, Timed};
 use crate::real::floor::{Floor, FloorConfig};
 use crate::real::inspect::{SegmentCheck, Watcher, converge};
 use crate::real::load::{Load, LoadConfig, create_rooms};
-use crate::real::reading::NodeReader;
+use crate::real::reading::{self, NodeReader};
 use crate::record::Recorder;
 
 const PREFIX: &str = "chaos";
@@ -45,8 +45,9 @@ pub struct Stage {
     pub readers: Vec<NodeReader>,
     /// Compares segment files.
     pub segments: SegmentCheck,
+    /// Its rooms.
+    pub rooms: Vec<RoomId>,
     clients: Vec<Client>,
-    rooms: Vec<RoomId>,
 }
 
 impl Stage {
@@ -111,10 +112,8 @@ impl Stage {
             let begins = reader.positions().clone();
             let rooms = reader.read_new().await.map_err(unread)?;
             read += rooms.values().map(|entries| entries.len() as u64).sum::<u64>();
-            let mut history = self.recorder.history();
             // What is before was judged when it was new, and is again at the end.
-            history.floors.extend(begins.into_iter().map(|(room, next)| ((reader.node(), room), next.0)));
-            history.scans.extend(rooms.into_iter().map(|(room, entries)| ((reader.node(), room), entries)));
+            reading::note(&mut self.recorder.history(), reader.node(), &begins, rooms, &self.rooms);
         }
         let mut broken = invariants::check(&self.recorder.history());
         broken.extend(self.compare_segments(false).await.err());
