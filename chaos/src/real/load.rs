@@ -69,16 +69,14 @@ impl Load {
         let pause = Duration::from_micros(1_000_000 * config.writers / config.rate.max(1));
         let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let writer = |number: u64| Writer {
-            number,
             client: clients[number as usize % clients.len()].clone(),
             rooms: rooms.to_vec(),
             random: Random::stream(seed, "writer", number),
             pause,
-            body_bytes_max: config.body_bytes_max,
+            bodies: Bodies::new(seed, number, config.body_bytes_max),
             depth: config.depths[number as usize % config.depths.len()],
             publishers: BTreeMap::new(),
             waiting: VecDeque::new(),
-            sent: 0,
             refused: refused.clone(),
         };
         let at_rest = (0..config.writers).map(writer).collect();
@@ -112,17 +110,40 @@ impl Load {
     }
 }
 
+/// The bodies of one writer: no two are equal, of no two writers and of no two loads, as the judges demand.
+struct Bodies {
+    /// Of the load and the writer.
+    name: String,
+    random: Random,
+    bytes_max: u64,
+    made: u64,
+}
+
+impl Bodies {
+    fn new(seed: u64, writer: u64, bytes_max: u64) -> Self {
+        let random = Random::stream(seed, "bodies", writer);
+        Self { name: format!("s{seed} w{writer}"), random, bytes_max, made: 0 }
+    }
+
+    fn next(&mut self) -> Bytes {
+        self.made += 1;
+        let largest = if self.random.chance(50_000) { self.bytes_max } else { self.bytes_max / 16 };
+        let mut body = format!("{} m{} ", self.name, self.made).into_bytes();
+        let padding = self.random.below(largest) as usize;
+        body.resize(body.len() + padding, b'.');
+        body.into()
+    }
+}
+
 struct Writer {
-    number: u64,
     client: Client,
     rooms: Vec<RoomId>,
     random: Random,
     pause: Duration,
-    body_bytes_max: u64,
+    bodies: Bodies,
     depth: usize,
     publishers: BTreeMap<RoomId, Publisher>,
     waiting: VecDeque<(usize, RoomId, Receipt)>,
-    sent: u64,
     refused: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -150,15 +171,6 @@ impl Writer {
         self
     }
 
-    fn body(&mut self) -> Bytes {
-        self.sent += 1;
-        let largest = if self.random.chance(50_000) { self.body_bytes_max } else { self.body_bytes_max / 16 };
-        let mut body = format!("w{} m{} ", self.number, self.sent).into_bytes();
-        let padding = self.random.below(largest) as usize;
-        body.resize(body.len() + padding, b'.');
-        body.into()
-    }
-
     async fn publish_one(&mut self, recorder: &Recorder) {
         let Some(room) = self.random.pick(&self.rooms).copied() else { return };
         if !self.publishers.contains_key(&room) {
@@ -170,7 +182,7 @@ impl Writer {
                 }
             }
         }
-        let body = self.body();
+        let body = self.bodies.next();
         let Some(publisher) = self.publishers.get(&room) else { return };
         let number = recorder.begin(room, publisher.producer_id(), &body);
         match publisher.enqueue(body).await {
@@ -204,5 +216,18 @@ impl Writer {
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             refused.insert(format!("{step}: {error}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loads_of_two_seeds_publish_no_body_twice() {
+        let of_load = |seed: u64| (0..4).map(move |writer| Bodies::new(seed, writer, 1024));
+        let first = |mut bodies: Bodies| (0..1_250).map(move |_| bodies.next());
+        let all: BTreeSet<Bytes> = [1, 2].into_iter().flat_map(of_load).flat_map(first).collect();
+        assert_eq!(all.len(), 10_000);
     }
 }
