@@ -156,18 +156,20 @@ impl Doing {
 
     fn judge_lines(&mut self, node: &mut RealNode, errors_too: bool) {
         for line in node.process.new_log_lines() {
-            // sled panics when its disk fails, and the panic ends the process: without power that is right.
-            let of_sled = !errors_too && line.contains("/sled-");
-            if line.contains("panicked at") && !of_sled {
-                self.broken("no panic", format!("{}: {line}", node.name));
-            } else if errors_too && line.contains(" ERROR ") {
-                self.broken("no unexplained error", format!("{}: {line}", node.name));
+            if let Some(invariant) = judge_line(&line, errors_too) {
+                self.broken(invariant, format!("{}: {line}", node.name));
             }
         }
     }
 
-    /// Node `at` ended by itself, and that is all right.
-    pub fn gave_up(&mut self, at: usize) {
+    /// Node `at` ended by itself over damage that was done to it: of what it said, only a panic of another than
+    /// sled is not explained by that.
+    pub fn explained(&mut self, at: usize, node: &mut RealNode) {
+        self.judge_lines(node, false);
+        self.gave_up(at);
+    }
+
+    fn gave_up(&mut self, at: usize) {
         self.slots[at].state = State::Down;
         if let Some(starting) = self.slots[at].starting.take() {
             starting.abort();
@@ -177,5 +179,38 @@ impl Doing {
     /// Notes that a promise is broken.
     pub fn broken(&mut self, invariant: &'static str, what: String) {
         self.violations.push(Violation { invariant, what });
+    }
+}
+
+/// What a line of a node's log breaks. Without `errors_too`, something was done to its disk that explains errors,
+/// and that sled panics, which ends the process.
+fn judge_line(line: &str, errors_too: bool) -> Option<&'static str> {
+    if line.contains(" ERROR ") {
+        // The hook that ends the process reports the panic once more in a line of its own, without the thread.
+        return errors_too.then_some("no unexplained error");
+    }
+    // By the thread, or by the file.
+    let of_sled = || line.contains("thread 'sled-") || line.contains("/sled-");
+    (line.contains("panicked at") && (errors_too || !of_sled())).then_some("no panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_explains_a_panic_of_sled_and_no_other() {
+        let of_sled = [
+            "thread 'sled-io-3' (77) panicked at library/core/src/slice/index.rs:1:2:",
+            "thread 'unibus-tree-open' (77) panicked at /x/sled-0.34.7/src/pagecache/mod.rs:1:2:",
+            "2026-11-20T15:00:00.1Z ERROR unibus_node::telemetry: panicked at library/core/src/slice/index.rs:1:2:",
+        ];
+        assert_eq!(of_sled.map(|line| judge_line(line, false)), [None; 3]);
+        assert!(of_sled.iter().all(|line| judge_line(line, true).is_some()));
+        for thread in ["tokio-runtime-worker", "unibus-tree-open"] {
+            let other = format!("thread '{thread}' (78) panicked at raft-store/src/state.rs:1:2:");
+            assert_eq!([true, false].map(|errors_too| judge_line(&other, errors_too)), [Some("no panic"); 2]);
+        }
+        assert_eq!(judge_line("2026-11-20T15:00:00.1Z  INFO unibus_node: ready", true), None);
     }
 }

@@ -171,17 +171,17 @@ async fn publish(stage: &mut Stage, load: &mut Load, for_so_long: Duration) {
 async fn start(stage: &mut Stage) -> Result<u32, String> {
     for starts in 1..=STARTS_MAX {
         stage.act(VICTIM, Deed::Start).await?;
-        let process = &mut stage.floor.nodes[VICTIM].process;
-        let ready = process.wait_ready(READY_PATIENCE);
+        let node = &mut stage.floor.nodes[VICTIM];
+        let ready = node.process.wait_ready(READY_PATIENCE);
         let ended = async {
-            while process.ended_by_itself().is_none() {
+            while node.process.ended_by_itself().is_none() {
                 tokio::time::sleep(POLL).await;
             }
         };
         tokio::select! {
             biased;
             _ = ready => return Ok(starts),
-            () = ended => stage.doing.gave_up(VICTIM),
+            () = ended => stage.doing.explained(VICTIM, node),
         }
     }
     Ok(STARTS_MAX)
