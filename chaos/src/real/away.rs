@@ -125,8 +125,8 @@ pub async fn run(config: &AwayConfig) -> Result<AwayReport, String> {
     let mut stage = Stage::set(&config.floor, ROOMS).await?;
     let mut report = AwayReport::default();
     let ran = play(config, &mut stage, &mut report).await;
-    report.kept = stage.strike(ran.is_err() || !report.violations.is_empty());
-    ran.map(|()| report)
+    report.kept = stage.strike(ran, !report.violations.is_empty())?;
+    Ok(report)
 }
 
 async fn play(config: &AwayConfig, stage: &mut Stage, report: &mut AwayReport) -> Result<(), String> {

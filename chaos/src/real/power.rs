@@ -41,11 +41,8 @@ pub async fn run(config: &PowerConfig) -> Result<PowerReport, String> {
     let Rounds { stage, mut report, .. } = rounds;
     report.starts = stage.doing.starts.clone();
     report.segments = (stage.segments.files(), stage.segments.bytes);
-    report.kept = stage.strike(ran.is_err() || !report.violations.is_empty());
-    match ran {
-        Ok(()) => Ok(report),
-        Err(why) => Err(format!("{why}; images and logs are in {}", report.kept.unwrap_or_default().display())),
-    }
+    report.kept = stage.strike(ran, !report.violations.is_empty())?;
+    Ok(report)
 }
 
 struct Rounds {

@@ -65,7 +65,7 @@ impl Stage {
                 clients: props.clients,
                 rooms: props.rooms,
             }),
-            Err(why) => Err(format!("{why}; images and logs are in {}", floor.keep().display())),
+            Err(why) => Err(left_behind(&why, floor)),
         }
     }
 
@@ -126,10 +126,18 @@ impl Stage {
         self.segments.compare(&dirs, all).await
     }
 
-    /// The end: images and logs are left only where something is broken.
-    pub fn strike(self, broken: bool) -> Option<PathBuf> {
-        broken.then(|| self.floor.keep())
+    /// The end: images and logs are left, and named, only where the run failed or something is broken.
+    pub fn strike(self, ran: Result<(), String>, broken: bool) -> Result<Option<PathBuf>, String> {
+        match ran {
+            Ok(()) => Ok(broken.then(|| self.floor.keep())),
+            Err(why) => Err(left_behind(&why, self.floor)),
+        }
     }
+}
+
+/// A run that failed leaves images and logs, and says where.
+fn left_behind(why: &str, floor: Floor) -> String {
+    format!("{why}; images and logs are in {}", floor.keep().display())
 }
 
 struct Props {

@@ -114,8 +114,8 @@ pub async fn run(config: &TreeConfig) -> Result<TreeReport, String> {
             break;
         }
     }
-    report.kept = stage.strike(ran.is_err() || !report.violations.is_empty());
-    ran.map(|()| report)
+    report.kept = stage.strike(ran, !report.violations.is_empty())?;
+    Ok(report)
 }
 
 async fn one(
