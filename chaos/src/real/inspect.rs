@@ -145,21 +145,54 @@ fn comparable(replicas: &[&Status]) -> bool {
     first.is_some() && replicas.iter().all(|status| index(status) == first)
 }
 
-/// Segment files by group and name.
-type Files = BTreeMap<(String, String), PathBuf>;
+/// A segment file: its group and its name.
+type Key = (String, String);
+type Files = BTreeMap<Key, PathBuf>;
 
-/// A node's segment files that are sealed: in each group all but the newest.
-fn sealed(data_dir: &Path) -> io::Result<Files> {
-    let mut files = Files::new();
-    for group in names(&data_dir.join("groups"))? {
-        let dir = data_dir.join("groups").join(&group).join("segments");
-        let mut segments = names(&dir).unwrap_or_default();
-        segments.retain(|name| name.ends_with(".segment"));
-        segments.sort_unstable();
-        segments.pop();
-        files.extend(segments.into_iter().map(|name| ((group.clone(), name.clone()), dir.join(name))));
+/// A node at rest may have so much of a group's timeline only in its log: it writes segments out piece by piece,
+/// and an ordered stop does not hurry that.
+const UNWRITTEN_BYTES_MAX: u64 = 256 << 10;
+
+/// A node's segment files.
+struct Held {
+    node: NodeId,
+    /// In each group all but the newest.
+    sealed: Files,
+    /// The newest of each group, which may be open.
+    newest: BTreeMap<String, String>,
+}
+
+impl Held {
+    fn of(node: NodeId, data_dir: &Path) -> io::Result<Self> {
+        let (mut sealed, mut newest) = (Files::new(), BTreeMap::new());
+        for group in names(&data_dir.join("groups"))? {
+            let dir = data_dir.join("groups").join(&group).join("segments");
+            let mut segments = names(&dir).unwrap_or_default();
+            segments.retain(|name| name.ends_with(".segment"));
+            segments.sort_unstable();
+            newest.extend(segments.pop().map(|name| (group.clone(), name)));
+            sealed.extend(segments.into_iter().map(|name| ((group.clone(), name.clone()), dir.join(name))));
+        }
+        Ok(Self { node, sealed, newest })
     }
-    Ok(files)
+
+    /// What it lacks of the sealed files of all, that cannot be in its memory still.
+    fn lost(&self, all: &BTreeMap<Key, u64>) -> Option<String> {
+        let mut unwritten = BTreeMap::new();
+        for ((group, name), bytes) in all {
+            let newest = self.newest.get(group);
+            if self.sealed.contains_key(&(group.clone(), name.clone())) || newest == Some(name) {
+                continue;
+            }
+            let waits = unwritten.entry(group).or_insert(0);
+            *waits += bytes;
+            if newest > Some(name) || *waits > UNWRITTEN_BYTES_MAX {
+                let Self { node, .. } = self;
+                return Some(format!("group {group}: n{node} lacks {name}, which others have sealed"));
+            }
+        }
+        None
+    }
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {
@@ -170,7 +203,7 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
 #[derive(Default)]
 pub struct SegmentCheck {
     /// Files that were equal on all nodes, with the length that they had.
-    equal: BTreeMap<(String, String), u64>,
+    equal: BTreeMap<Key, u64>,
     /// Bytes compared so far.
     pub bytes: u64,
 }
@@ -181,7 +214,8 @@ impl SegmentCheck {
         self.equal.len()
     }
 
-    /// Compares what all nodes have sealed. What nodes that run are still writing is waited for.
+    /// Compares what all nodes have sealed; with `all`, also what was compared before, and nobody may lack any.
+    /// What nodes that run are still writing is waited for.
     pub async fn compare(&mut self, dirs: &[(NodeId, PathBuf)], all: bool) -> Result<(), Violation> {
         let began = Instant::now();
         loop {
@@ -197,21 +231,28 @@ impl SegmentCheck {
         let broken = |what: String| Violation { invariant: "I10 sealed segments are byte-equal", what };
         let mut of_nodes = Vec::new();
         for (node, dir) in dirs {
-            of_nodes.push((node, sealed(dir).map_err(|error| broken(format!("n{node}: {}: {error}", dir.display())))?));
+            let held = Held::of(*node, dir).map_err(|error| broken(format!("n{node}: {}: {error}", dir.display())))?;
+            of_nodes.push(held);
         }
-        let Some((first, files)) = of_nodes.first() else { return Ok(()) };
-        for (key, path) in files {
+        if all {
+            let sealed = of_nodes.iter().flat_map(|held| &held.sealed);
+            let bytes = |path: &PathBuf| fs::metadata(path).map_or(0, |found| found.len());
+            let sealed = sealed.map(|(key, path)| (key.clone(), bytes(path))).collect();
+            of_nodes.iter().try_for_each(|held| held.lost(&sealed).map_or(Ok(()), |what| Err(broken(what))))?;
+        }
+        let Some((Held { node: first, sealed, .. }, others)) = of_nodes.split_first() else { return Ok(()) };
+        for (key, path) in sealed {
             if !all && self.equal.contains_key(key) {
                 continue;
             }
             let others: Option<Vec<_>> =
-                of_nodes[1..].iter().map(|(node, files)| files.get(key).map(|path| (*node, path))).collect();
+                others.iter().map(|held| held.sealed.get(key).map(|path| (held.node, path))).collect();
             // Not sealed everywhere yet.
             let Some(others) = others else { continue };
             let read = |node: &NodeId, path: &Path| fs::read(path).map_err(|error| broken(format!("n{node}: {error}")));
             let bytes = read(first, path)?;
             for (node, path) in others {
-                let theirs = read(node, path)?;
+                let theirs = read(&node, path)?;
                 if theirs != bytes {
                     let at = theirs.iter().zip(&bytes).position(|(a, b)| a != b);
                     let (a, b) = (bytes.len(), theirs.len());
@@ -255,6 +296,25 @@ mod tests {
         check.compare_once(&[one.1.clone(), two.1.clone()], false).unwrap();
         let found = check.compare_once(&[one.1.clone(), two.1.clone()], true).unwrap_err();
         assert!(found.what.contains("first difference at Some(1)"), "{found}");
+    }
+
+    #[test]
+    fn a_sealed_segment_that_a_node_lacks_is_caught_unless_it_may_wait_in_memory() {
+        let large = "x".repeat(300 << 10);
+        let whole = node(1, &[("1.segment", &large), ("2.segment", "b"), ("3.segment", "open")]);
+        let all_of =
+            |two: &(NodeId, PathBuf)| SegmentCheck::default().compare_once(&[whole.1.clone(), two.clone()], true);
+        let holds = |files: &[(&str, &str)]| node(2, files);
+        // A hole, on the side of either node.
+        let hole = holds(&[("2.segment", "b"), ("3.segment", "open")]);
+        let found = all_of(&hole.1).unwrap_err();
+        assert!(found.what.contains("n2 lacks 1.segment"), "{found}");
+        let found = SegmentCheck::default().compare_once(&[hole.1.clone(), whole.1.clone()], true).unwrap_err();
+        assert!(found.what.contains("n2 lacks 1.segment"), "{found}");
+        // The end: little may wait in memory, much not.
+        assert_eq!(all_of(&holds(&[("1.segment", &large)]).1), Ok(()));
+        assert_eq!(all_of(&holds(&[("1.segment", &large), ("2.segment", "b")]).1), Ok(()));
+        assert!(all_of(&holds(&[]).1).is_err());
     }
 
     #[test]
