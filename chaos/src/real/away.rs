@@ -13,7 +13,7 @@ use crate::invariants::Violation;
 use crate::real::fault::Deed;
 use crate::real::floor::FloorConfig;
 use crate::real::load::{Load, LoadConfig, ONE_AT_A_TIME, PIPELINED};
-use crate::real::stage::Stage;
+use crate::real::stage::{Compared, Stage};
 
 const ROOMS: u64 = 12;
 /// The node that is away.
@@ -86,6 +86,8 @@ pub struct AwayReport {
     pub before: Latency,
     /// Publishing while it caught up.
     pub during: Latency,
+    /// What was compared at the end.
+    pub compared: Compared,
     /// What is broken.
     pub violations: Vec<Violation>,
     /// Where images and logs of a broken run are.
@@ -93,11 +95,12 @@ pub struct AwayReport {
 }
 
 impl AwayReport {
-    /// 0 pass, 1 a promise is broken, 2 no snapshot was needed or nothing was measured.
+    /// 0 pass, 1 a promise is broken, 2 no snapshot was needed, or nothing was measured or compared.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self { violations, .. } if !violations.is_empty() => 1,
             Self { groups_by_snapshot: 0, .. } | Self { during: Latency { count: 0, .. }, .. } => 2,
+            Self { compared, .. } if compared.is_nothing() => 2,
             _ => 0,
         }
     }
@@ -114,6 +117,8 @@ impl AwayReport {
             "caught_up_after_ms": self.caught_up_after.as_millis(),
             "publish_before": self.before.to_json(),
             "publish_during": self.during.to_json(),
+            "read": self.compared.read,
+            "state_hashes_compared": self.compared.hashes,
             "violations": violations.map(|v| json!({ "invariant": v.invariant, "what": v.what })).collect::<Vec<_>>(),
             "kept": self.kept,
         })
@@ -150,8 +155,9 @@ async fn play(config: &AwayConfig, stage: &mut Stage, report: &mut AwayReport) -
         let what = format!("p99 {} us, expected at most {allowed:.0} us", report.during.p99_us);
         report.violations.push(Violation { invariant: "publishing goes on meanwhile", what });
     }
-    if let Err(broken) = stage.compare().await {
-        report.violations.extend(broken);
+    match stage.compare().await {
+        Ok(compared) => report.compared = compared,
+        Err(broken) => report.violations.extend(broken),
     }
     Ok(())
 }
@@ -263,9 +269,11 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_a_snapshot_proves_nothing() {
-        let during = Latency { count: 1, ..Latency::default() };
-        assert_eq!(AwayReport { during, ..AwayReport::default() }.exit_code(), 2);
-        assert_eq!(AwayReport { during, groups_by_snapshot: 1, ..AwayReport::default() }.exit_code(), 0);
+    fn a_run_without_a_snapshot_or_a_comparison_proves_nothing() {
+        let (during, compared) = (Latency { count: 1, ..Latency::default() }, Compared { read: 1, hashes: 1 });
+        let tried = || AwayReport { during, compared, groups_by_snapshot: 1, ..AwayReport::default() };
+        assert_eq!(tried().exit_code(), 0);
+        assert_eq!(AwayReport { groups_by_snapshot: 0, ..tried() }.exit_code(), 2);
+        assert_eq!(AwayReport { compared: Compared { hashes: 0, ..compared }, ..tried() }.exit_code(), 2);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`stage`] is a cluster on a [`floor`]: [`disk`] and [`process`] make a node, [`deeds`] are done to it,
 //! [`load`] publishes through the SDK, [`reading`] reads back through each node, [`inspect`] compares what
-//! they hold. [`power`] cuts power round by round, as [`fault`] draws it; [`away`] and [`tree`] are scripted. What was seen goes into the
+//! they hold and [`agreement`] has them compare it. [`power`] cuts power round by round, as [`fault`] draws it; [`away`] and [`tree`] are scripted. What was seen goes into the
 //! same history as that of the simulator and is judged by the same [`invariants`](crate::invariants).
 #![allow(
     clippy::disallowed_methods,
@@ -10,6 +10,7 @@
     reason = "outside the simulation: real processes, real time, tokio's tasks"
 )]
 
+pub mod agreement;
 pub mod args;
 pub mod away;
 pub mod deeds;

@@ -100,10 +100,7 @@ impl Rounds {
         }
         if broken.is_empty() {
             match stage.compare().await {
-                Ok(compared) => {
-                    self.report.read += compared.read;
-                    self.report.hashes += compared.hashes;
-                }
+                Ok(compared) => self.report.compared += compared,
                 Err(violations) => broken = violations,
             }
         }
