@@ -12,12 +12,15 @@ use unibus_proto::id::GroupId;
 use crate::invariants::Violation;
 use crate::real::fault::Deed;
 use crate::real::floor::FloorConfig;
+use crate::real::gap;
 use crate::real::load::{Load, LoadConfig, ONE_AT_A_TIME, PIPELINED};
 use crate::real::stage::{Compared, Stage};
 
 const ROOMS: u64 = 12;
 /// The node that is away.
 const AWAY: usize = 2;
+/// Until each writer has a publisher in each room: opening one is no publish.
+const WARM_UP: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 /// Entries behind that publishing makes at any time.
 const LEVEL: u64 = 200;
@@ -86,6 +89,8 @@ pub struct AwayReport {
     pub before: Latency,
     /// Publishing while it caught up.
     pub during: Latency,
+    /// The longest time without an acknowledgement while it caught up.
+    pub gap: Duration,
     /// What was compared at the end.
     pub compared: Compared,
     /// What is broken.
@@ -117,6 +122,7 @@ impl AwayReport {
             "caught_up_after_ms": self.caught_up_after.as_millis(),
             "publish_before": self.before.to_json(),
             "publish_during": self.during.to_json(),
+            "longest_without_acknowledgement_ms": self.gap.as_millis(),
             "read": self.compared.read,
             "state_hashes_compared": self.compared.hashes,
             "violations": violations.map(|v| json!({ "invariant": v.invariant, "what": v.what })).collect::<Vec<_>>(),
@@ -136,12 +142,14 @@ pub async fn run(config: &AwayConfig) -> Result<AwayReport, String> {
 
 async fn play(config: &AwayConfig, stage: &mut Stage, report: &mut AwayReport) -> Result<(), String> {
     let probe = LoadConfig { writers: 4, rate: config.rate, body_bytes_max: 1024, depths: ONE_AT_A_TIME };
-    let mut probe = stage.load(&probe, config.seed);
-    let from = stage.recorder.now_nanos();
+    let mut probe = stage.load(&probe, config.seed).on_schedule();
     probe.start();
+    tokio::time::sleep(WARM_UP).await;
+    let from = stage.recorder.now_nanos();
     tokio::time::sleep(config.base_for).await;
+    let to = stage.recorder.now_nanos();
     stage.settle(&mut probe).await;
-    report.before = latency(stage, from, stage.recorder.now_nanos());
+    report.before = latency(stage, from, to);
     eprintln!("before: {:?}", report.before);
     let last = last_indices(stage).await;
     stage.act(AWAY, Deed::Kill).await?;
@@ -151,6 +159,7 @@ async fn play(config: &AwayConfig, stage: &mut Stage, report: &mut AwayReport) -
     come_back(config, stage, &mut probe, report).await?;
     report.violations = stage.take_broken();
     let allowed = report.before.p99_us as f64 * config.p99_factor_max;
+    report.violations.extend(gap::judge(report.gap).err());
     if report.during.p99_us as f64 > allowed {
         let what = format!("p99 {} us, expected at most {allowed:.0} us", report.during.p99_us);
         report.violations.push(Violation { invariant: "publishing goes on meanwhile", what });
@@ -214,10 +223,13 @@ async fn come_back(
         tokio::time::sleep(POLL).await;
     }
     report.caught_up_after = began.elapsed();
-    report.during = latency(stage, from, stage.recorder.now_nanos());
-    eprintln!("caught up after {:?}: {:?}", report.caught_up_after, report.during);
+    let to = stage.recorder.now_nanos();
     stage.all_ready().await;
+    // What has no answer yet at `to` belongs to what is measured.
     stage.settle(probe).await;
+    report.during = latency(stage, from, to);
+    report.gap = gap::longest(&stage.recorder.history(), from, to);
+    eprintln!("caught up after {:?}: {:?}, gap {:?}", report.caught_up_after, report.during, report.gap);
     Ok(())
 }
 

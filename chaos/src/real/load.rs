@@ -67,12 +67,13 @@ impl Load {
     /// Writers over `clients`, at rest.
     pub fn new(config: &LoadConfig, seed: u64, clients: &[Client], rooms: &[RoomId], recorder: &Recorder) -> Self {
         let pause = Duration::from_micros(1_000_000 * config.writers / config.rate.max(1));
+        let pace = Pace { pause, on_schedule: false };
         let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let writer = |number: u64| Writer {
             client: clients[number as usize % clients.len()].clone(),
             rooms: rooms.to_vec(),
             random: Random::stream(seed, "writer", number),
-            pause,
+            pace,
             bodies: Bodies::new(seed, number, config.body_bytes_max),
             depth: config.depths[number as usize % config.depths.len()],
             publishers: BTreeMap::new(),
@@ -81,6 +82,14 @@ impl Load {
         };
         let at_rest = (0..config.writers).map(writer).collect();
         Self { recorder: recorder.clone(), stop: Arc::default(), at_rest, running: Vec::new(), refused }
+    }
+
+    /// For measuring: what a slow answer holds up stays due, and counts from when it was due. Otherwise it is
+    /// forgiven, and writers that wait for answers would publish, and measure, least when it goes worst.
+    #[must_use]
+    pub fn on_schedule(mut self) -> Self {
+        self.at_rest.iter_mut().for_each(|writer| writer.pace.on_schedule = true);
+        self
     }
 
     /// Publishes until [`Self::stop`].
@@ -107,6 +116,33 @@ impl Load {
     /// What the SDK refused for good since this was called last: P11 forbids it.
     pub fn take_refused(&self) -> BTreeSet<String> {
         std::mem::take(&mut self.refused.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// When a writer's messages are due.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// From one message to the next.
+    pause: Duration,
+    /// What was held up stays due.
+    on_schedule: bool,
+}
+
+impl Pace {
+    /// How many messages are due at once: the pause for all of them follows.
+    fn burst(self, random: &mut Random, depth: usize) -> u64 {
+        if self.on_schedule { 1 } else { random.between(1, 2 * depth as u64) }
+    }
+
+    /// When the next ones are due.
+    fn next(self, due: Instant, burst: u64, now: Instant) -> Instant {
+        let next = due + self.pause * burst as u32;
+        if self.on_schedule { next } else { next.max(now) }
+    }
+
+    /// How long what is sent now was held up.
+    fn late_nanos(self, due: Instant, now: Instant) -> u64 {
+        if self.on_schedule { now.saturating_duration_since(due).as_nanos() as u64 } else { 0 }
     }
 }
 
@@ -139,7 +175,7 @@ struct Writer {
     client: Client,
     rooms: Vec<RoomId>,
     random: Random,
-    pause: Duration,
+    pace: Pace,
     bodies: Bodies,
     depth: usize,
     publishers: BTreeMap<RoomId, Publisher>,
@@ -152,15 +188,14 @@ impl Writer {
         let depth = self.depth;
         let mut due = Instant::now();
         while !stop.load(Ordering::Relaxed) {
-            // Some at once, then the pause for all of them.
-            let burst = self.random.between(1, 2 * depth as u64);
+            let burst = self.pace.burst(&mut self.random, depth);
             for _ in 0..burst {
-                self.publish_one(&recorder).await;
+                self.publish_one(&recorder, due).await;
                 while self.waiting.len() >= depth {
                     self.settle_one(&recorder).await;
                 }
             }
-            due = (due + self.pause * burst as u32).max(Instant::now());
+            due = self.pace.next(due, burst, Instant::now());
             while Instant::now() < due && !stop.load(Ordering::Relaxed) {
                 sleep_until(due.min(Instant::now() + RETRY)).await;
             }
@@ -171,7 +206,7 @@ impl Writer {
         self
     }
 
-    async fn publish_one(&mut self, recorder: &Recorder) {
+    async fn publish_one(&mut self, recorder: &Recorder, due: Instant) {
         let Some(room) = self.random.pick(&self.rooms).copied() else { return };
         if !self.publishers.contains_key(&room) {
             match self.client.publisher(room).open().await {
@@ -184,7 +219,8 @@ impl Writer {
         }
         let body = self.bodies.next();
         let Some(publisher) = self.publishers.get(&room) else { return };
-        let number = recorder.begin(room, publisher.producer_id(), &body);
+        let began = recorder.now_nanos().saturating_sub(self.pace.late_nanos(due, Instant::now()));
+        let number = recorder.begin_at(began, room, publisher.producer_id(), &body);
         match publisher.enqueue(body).await {
             Ok(receipt) => self.waiting.push_back((number, room, receipt)),
             Err(error) => self.end(recorder, number, room, Err(error)),
@@ -222,6 +258,22 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stall_counts_for_all_that_it_held_up_when_on_schedule() {
+        let pace = Pace { pause: Duration::from_millis(10), on_schedule: true };
+        let due = Instant::now();
+        // The message of `due` is answered after a second: 99 more were due meanwhile.
+        let now = due + Duration::from_secs(1);
+        let (mut next, mut late) = (pace.next(due, 1, now), Vec::new());
+        while next < now {
+            late.push(pace.late_nanos(next, now) / 1_000_000);
+            next = pace.next(next, 1, now);
+        }
+        assert_eq!((late.len(), late[0], late[98]), (99, 990, 10));
+        let forgiving = Pace { on_schedule: false, ..pace };
+        assert_eq!((forgiving.next(due, 1, now), forgiving.late_nanos(due, now)), (now, 0));
+    }
 
     #[test]
     fn loads_of_two_seeds_publish_no_body_twice() {
