@@ -19,6 +19,8 @@ use crate::real::stage::{Compared, Stage};
 const ROOMS: u64 = 12;
 /// The node that is away.
 const AWAY: usize = 2;
+/// Of the messages that are due before, so many have to be acknowledged.
+const KEPT_UP: f64 = 0.95;
 /// Until each writer has a publisher in each room: opening one is no publish.
 const WARM_UP: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
@@ -87,6 +89,8 @@ pub struct AwayReport {
     pub caught_up_after: Duration,
     /// Publishing before.
     pub before: Latency,
+    /// Whether so much was published before as was asked for: else all that is measured is the load's own queue.
+    pub kept_up: bool,
     /// Publishing while it caught up.
     pub during: Latency,
     /// The longest time without an acknowledgement while it caught up.
@@ -105,7 +109,7 @@ impl AwayReport {
         match self {
             Self { violations, .. } if !violations.is_empty() => 1,
             Self { groups_by_snapshot: 0, .. } | Self { during: Latency { count: 0, .. }, .. } => 2,
-            Self { compared, .. } if compared.is_nothing() => 2,
+            Self { compared, kept_up, .. } if compared.is_nothing() || !kept_up => 2,
             _ => 0,
         }
     }
@@ -121,6 +125,7 @@ impl AwayReport {
             "received_at_kills_bytes": self.received_at_kills,
             "caught_up_after_ms": self.caught_up_after.as_millis(),
             "publish_before": self.before.to_json(),
+            "kept_up_before": self.kept_up,
             "publish_during": self.during.to_json(),
             "longest_without_acknowledgement_ms": self.gap.as_millis(),
             "read": self.compared.read,
@@ -150,7 +155,9 @@ async fn play(config: &AwayConfig, stage: &mut Stage, report: &mut AwayReport) -
     let to = stage.recorder.now_nanos();
     stage.settle(&mut probe).await;
     report.before = latency(stage, from, to);
-    eprintln!("before: {:?}", report.before);
+    let wanted = config.rate as f64 * config.base_for.as_secs_f64();
+    report.kept_up = report.before.count as f64 >= KEPT_UP * wanted;
+    eprintln!("before: {:?} of {wanted:.0}", report.before);
     let last = last_indices(stage).await;
     stage.act(AWAY, Deed::Kill).await?;
     fill(config, stage, report).await?;
@@ -283,8 +290,9 @@ mod tests {
     #[test]
     fn a_run_without_a_snapshot_or_a_comparison_proves_nothing() {
         let (during, compared) = (Latency { count: 1, ..Latency::default() }, Compared { read: 1, hashes: 1 });
-        let tried = || AwayReport { during, compared, groups_by_snapshot: 1, ..AwayReport::default() };
+        let tried = || AwayReport { during, compared, groups_by_snapshot: 1, kept_up: true, ..AwayReport::default() };
         assert_eq!(tried().exit_code(), 0);
+        assert_eq!(AwayReport { kept_up: false, ..tried() }.exit_code(), 2);
         assert_eq!(AwayReport { groups_by_snapshot: 0, ..tried() }.exit_code(), 2);
         assert_eq!(AwayReport { compared: Compared { hashes: 0, ..compared }, ..tried() }.exit_code(), 2);
     }
