@@ -188,7 +188,10 @@ async fn start(stage: &mut Stage) -> Result<u32, String> {
         };
         tokio::select! {
             biased;
-            _ = ready => return Ok(starts),
+            _ = ready => {
+                stage.doing.opened_damaged(node);
+                return Ok(starts);
+            }
             () = ended => stage.doing.explained(VICTIM, node),
         }
     }
