@@ -306,7 +306,7 @@ mod tests {
         let kinds: Vec<_> = (0..4).map(retention).collect();
         assert_eq!(kinds[0], None);
         let bounded = |kind: &Option<RoomRetention>| {
-            let kind = kind.clone().unwrap_or_default();
+            let kind = kind.unwrap_or_default();
             [kind.max_messages > 0, kind.max_bytes > 0, kind.max_age_ms > 0]
         };
         assert_eq!(bounded(&kinds[1]), [true, false, false]);
