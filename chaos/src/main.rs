@@ -74,6 +74,8 @@ enum Scenario {
     LeaderRestore,
     /// A disk is lost, a new node takes its place, and whoever leads meta is killed again and again.
     NodeReplace,
+    /// Leaders spread, clients publish to them without a detour, and a node that was killed gets its own back.
+    SpreadLeaders,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,10 +111,11 @@ impl Mutant {
         }
         Err("--mutant: this build has no planted bugs; build with `--features mutants`".into())
     }
+}
 
-    fn name(self) -> String {
-        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
-    }
+/// What a value is called on the command line.
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
 }
 
 fn main() -> ExitCode {
@@ -158,6 +161,7 @@ fn one(seed: u64, sim: &Sim) -> ExitCode {
             scenario::leader_restore(seed, sim.mutant == Some(Mutant::EnableLeaderRestore), trace)
         }
         Some(Scenario::NodeReplace) => scenario::node_replace(seed, trace),
+        Some(Scenario::SpreadLeaders) => scenario::spread_leaders(seed, trace),
         None => run::run(&sim.plan(seed), trace),
     };
     judge(seed, sim, &report)
@@ -202,16 +206,14 @@ impl Sim {
     /// The arguments that a run of one seed needs beside the seed.
     fn arguments(&self) -> String {
         let mut arguments = String::new();
-        match self.scenario {
-            Some(Scenario::LeaderRestore) => arguments += " --scenario leader-restore",
-            Some(Scenario::NodeReplace) => arguments += " --scenario node-replace",
-            None => {}
+        if let Some(scenario) = self.scenario {
+            arguments += &format!(" --scenario {}", name(scenario));
         }
         if self.load_ms != unibus_chaos::plan::LOAD_MS {
             arguments += &format!(" --load-ms {}", self.load_ms);
         }
         if let Some(mutant) = self.mutant {
-            arguments += &format!(" --mutant {}", mutant.name());
+            arguments += &format!(" --mutant {}", name(mutant));
         }
         arguments
     }

@@ -53,7 +53,11 @@ impl Recorder {
 
     /// A client calls the SDK; answers the number of the publish.
     pub fn begin(&self, room: RoomId, producer: ProducerId, body: &[u8]) -> usize {
-        let began = self.now_nanos();
+        self.begin_at(self.now_nanos(), room, producer, body)
+    }
+
+    /// The same for a publish that was due at `began` and could not be sent before.
+    pub fn begin_at(&self, began: u64, room: RoomId, producer: ProducerId, body: &[u8]) -> usize {
         let publish = Publish { room, body: hash_bytes(body), producer, began, outcome: Outcome::Unknown };
         let mut history = self.history();
         history.publishes.push(publish);

@@ -7,17 +7,22 @@ use std::time::Duration;
 use openraft_rt::AsyncRuntime;
 use unibus_proto::id::{NodeId, RoomId};
 use unibus_proto::position::Sequence;
+use unibus_raft_store::Group;
 
 use crate::history::Entry;
 use crate::invariants::Violation;
 use crate::record;
 use crate::run::{READY, Run, SAMPLE, liveness};
+use crate::sim::env::SimEnv;
 use crate::sim::runtime::SimRuntime;
 
 /// After healing, replicas are equal within this time (RELIABILITY section 2).
 const CONVERGE: Duration = Duration::from_secs(30);
 /// After that, readers have everything within this time.
 const DRAIN: Duration = Duration::from_secs(40);
+
+/// A tick comes each second at most, and a scan takes less: the second one meets no other.
+const SCANS_MAX: u32 = 10;
 
 impl Run {
     /// Waits until each group's replicas stand at one index with one state.
@@ -51,14 +56,10 @@ impl Run {
 
     /// Waits until each reader from the start has everything.
     pub(crate) async fn drain(&self, readers: &[usize], rooms: &[RoomId]) -> Result<(), Violation> {
-        let mut heads = BTreeMap::new();
-        let id = *self.cluster.ids().first().expect("a cluster has nodes");
-        for room in rooms {
-            let last = self.timeline(id, *room).await?.1.last().map_or(0, |entry| entry.sequence);
-            heads.insert(*room, last);
-        }
         let mut waited = Duration::ZERO;
         loop {
+            // Each time anew: what expires meanwhile is given to nobody any more.
+            let heads = self.heads(rooms)?;
             let behind: Vec<_> = {
                 let history = self.recorder.history();
                 let at = |reader: usize, room: &RoomId| {
@@ -87,6 +88,19 @@ impl Run {
         }
     }
 
+    /// The last sequence of each room that keeps anything now.
+    fn heads(&self, rooms: &[RoomId]) -> Result<BTreeMap<RoomId, u64>, Violation> {
+        let id = *self.cluster.ids().first().expect("a cluster has nodes");
+        let mut heads = BTreeMap::new();
+        for room in rooms {
+            let row = self.shard_of(id, *room)?.view(|machine| machine.room(*room)).unwrap_or_default();
+            if row.floor < row.next_sequence {
+                heads.insert(*room, row.next_sequence - 1);
+            }
+        }
+        Ok(heads)
+    }
+
     /// Cuts the power of all nodes at once and brings them back.
     pub async fn power_cycle(&self) -> Result<(), Violation> {
         let ids = self.cluster.ids();
@@ -99,6 +113,19 @@ impl Run {
 
     /// Reads every timeline of every replica into the history.
     pub async fn scan(&self, rooms: &[RoomId]) -> Result<(), Violation> {
+        for _ in 0..SCANS_MAX {
+            self.converge().await?;
+            let before = self.cluster.hashes();
+            self.scan_once(rooms).await?;
+            // What expired meanwhile is there on some replicas and gone on others: then all are read again.
+            if self.cluster.hashes() == before {
+                return Ok(());
+            }
+        }
+        Err(liveness(format!("replicas changed during each of {SCANS_MAX} scans without load")))
+    }
+
+    async fn scan_once(&self, rooms: &[RoomId]) -> Result<(), Violation> {
         for id in self.cluster.ids() {
             for room in rooms {
                 let (floor, entries) = self.timeline(id, *room).await?;
@@ -110,14 +137,19 @@ impl Run {
         Ok(())
     }
 
+    /// A node's replica of the shard that has a room.
+    fn shard_of(&self, id: NodeId, room: RoomId) -> Result<Group<SimEnv>, Violation> {
+        let node = self.cluster.node(id).ok_or_else(|| unreadable(id, "does not run".into()))?;
+        let mut groups = self.cluster.groups().filter_map(|group| node.store().group(group));
+        let holds = |group: &Group<SimEnv>| group.view(|machine| machine.room(room).is_some());
+        let group = groups.find(|group| !group.id().is_meta() && holds(group));
+        group.ok_or_else(|| unreadable(id, format!("no shard has room {room}")))
+    }
+
     /// What a replica keeps of a room, and from where on.
     async fn timeline(&self, id: NodeId, room: RoomId) -> Result<(u64, Vec<Entry>), Violation> {
-        let broken = |what: String| Violation { invariant: "replicas can be read", what: format!("n{id}: {what}") };
-        let node = self.cluster.node(id).ok_or_else(|| broken("does not run".into()))?;
-        let mut groups = self.cluster.groups().filter_map(|group| node.store().group(group));
-        let holds = |group: &unibus_raft_store::Group<_>| group.view(|machine| machine.room(room).is_some());
-        let group = groups.find(|group| !group.id().is_meta() && holds(group));
-        let group = group.ok_or_else(|| broken(format!("no shard has room {room}")))?;
+        let broken = |what: String| unreadable(id, what);
+        let group = self.shard_of(id, room)?;
         let floor = group.view(|machine| machine.room(room)).map_or(0, |row| row.floor);
         let (mut entries, mut next) = (Vec::new(), Sequence(floor));
         loop {
@@ -130,4 +162,8 @@ impl Run {
             }
         }
     }
+}
+
+fn unreadable(node: NodeId, what: String) -> Violation {
+    Violation { invariant: "replicas can be read", what: format!("n{node}: {what}") }
 }

@@ -81,11 +81,12 @@ pub async fn create_rooms(client: &Client<SimPlatform>, count: u64) -> Result<Ve
     Ok(rooms)
 }
 
-/// Every third room keeps everything; the others little, by number of entries or by bytes.
+/// Every fourth room keeps everything; the others little, by number of entries, by bytes or by age.
 fn retention(number: u64) -> Option<RoomRetention> {
-    match number % 3 {
+    match number % 4 {
         1 => Some(RoomRetention { max_messages: 40, ..RoomRetention::default() }),
         2 => Some(RoomRetention { max_bytes: 30_000, ..RoomRetention::default() }),
+        3 => Some(RoomRetention { max_age_ms: 3_000, ..RoomRetention::default() }),
         _ => None,
     }
 }
@@ -292,5 +293,25 @@ async fn move_on(load: &Load, client: &Client<SimPlatform>, positions: &mut BTre
             *next = Sequence(row.floor);
             load.recorder.moved(reader, *room, row.floor);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+
+    #[test]
+    fn rooms_keep_everything_or_little_in_each_way_and_seeds_have_them_all() {
+        let kinds: Vec<_> = (0..4).map(retention).collect();
+        assert_eq!(kinds[0], None);
+        let bounded = |kind: &Option<RoomRetention>| {
+            let kind = kind.unwrap_or_default();
+            [kind.max_messages > 0, kind.max_bytes > 0, kind.max_age_ms > 0]
+        };
+        assert_eq!(bounded(&kinds[1]), [true, false, false]);
+        assert_eq!(bounded(&kinds[2]), [false, true, false]);
+        assert_eq!(bounded(&kinds[3]), [false, false, true]);
+        assert!((0..20).filter(|seed| Plan::of_seed(*seed).rooms >= 4).count() >= 5);
     }
 }

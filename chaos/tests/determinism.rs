@@ -26,6 +26,18 @@ fn the_leader_restore_regression_passes_and_its_bug_is_caught() {
 }
 
 #[test]
+fn a_lost_node_is_replaced_while_whoever_reconciles_dies() {
+    let (passed, output) = sweep(&["--seed", "2", "--scenario", "node-replace"]);
+    assert!(passed && output.contains("reconciler-killed 3"), "{output}");
+}
+
+#[test]
+fn leaders_are_spread_clients_go_to_them_and_a_node_that_comes_back_gets_its_own() {
+    let (passed, output) = sweep(&["--first-seed", "3", "--seeds", "2", "--scenario", "spread-leaders"]);
+    assert!(passed && output.contains("2 passed"), "{output}");
+}
+
+#[test]
 fn a_planted_bug_needs_a_build_that_has_it() {
     if cfg!(feature = "mutants") {
         return;

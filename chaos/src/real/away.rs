@@ -12,12 +12,17 @@ use unibus_proto::id::GroupId;
 use crate::invariants::Violation;
 use crate::real::fault::Deed;
 use crate::real::floor::FloorConfig;
+use crate::real::gap;
 use crate::real::load::{Load, LoadConfig, ONE_AT_A_TIME, PIPELINED};
-use crate::real::stage::Stage;
+use crate::real::stage::{Compared, Stage};
 
 const ROOMS: u64 = 12;
 /// The node that is away.
 const AWAY: usize = 2;
+/// Of the messages that are due before, so many have to be acknowledged.
+const KEPT_UP: f64 = 0.95;
+/// Until each writer has a publisher in each room: opening one is no publish.
+const WARM_UP: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 /// Entries behind that publishing makes at any time.
 const LEVEL: u64 = 200;
@@ -84,8 +89,14 @@ pub struct AwayReport {
     pub caught_up_after: Duration,
     /// Publishing before.
     pub before: Latency,
+    /// Whether so much was published before as was asked for: else all that is measured is the load's own queue.
+    pub kept_up: bool,
     /// Publishing while it caught up.
     pub during: Latency,
+    /// The longest time without an acknowledgement while it caught up.
+    pub gap: Duration,
+    /// What was compared at the end.
+    pub compared: Compared,
     /// What is broken.
     pub violations: Vec<Violation>,
     /// Where images and logs of a broken run are.
@@ -93,11 +104,12 @@ pub struct AwayReport {
 }
 
 impl AwayReport {
-    /// 0 pass, 1 a promise is broken, 2 no snapshot was needed or nothing was measured.
+    /// 0 pass, 1 a promise is broken, 2 no snapshot was needed, or nothing was measured or compared.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self { violations, .. } if !violations.is_empty() => 1,
             Self { groups_by_snapshot: 0, .. } | Self { during: Latency { count: 0, .. }, .. } => 2,
+            Self { compared, kept_up, .. } if compared.is_nothing() || !kept_up => 2,
             _ => 0,
         }
     }
@@ -113,7 +125,11 @@ impl AwayReport {
             "received_at_kills_bytes": self.received_at_kills,
             "caught_up_after_ms": self.caught_up_after.as_millis(),
             "publish_before": self.before.to_json(),
+            "kept_up_before": self.kept_up,
             "publish_during": self.during.to_json(),
+            "longest_without_acknowledgement_ms": self.gap.as_millis(),
+            "read": self.compared.read,
+            "state_hashes_compared": self.compared.hashes,
             "violations": violations.map(|v| json!({ "invariant": v.invariant, "what": v.what })).collect::<Vec<_>>(),
             "kept": self.kept,
         })
@@ -125,19 +141,23 @@ pub async fn run(config: &AwayConfig) -> Result<AwayReport, String> {
     let mut stage = Stage::set(&config.floor, ROOMS).await?;
     let mut report = AwayReport::default();
     let ran = play(config, &mut stage, &mut report).await;
-    report.kept = stage.strike(ran.is_err() || !report.violations.is_empty());
-    ran.map(|()| report)
+    report.kept = stage.strike(ran, !report.violations.is_empty())?;
+    Ok(report)
 }
 
 async fn play(config: &AwayConfig, stage: &mut Stage, report: &mut AwayReport) -> Result<(), String> {
     let probe = LoadConfig { writers: 4, rate: config.rate, body_bytes_max: 1024, depths: ONE_AT_A_TIME };
-    let mut probe = stage.load(&probe, config.seed);
-    let from = stage.recorder.now_nanos();
+    let mut probe = stage.load(&probe, config.seed).on_schedule();
     probe.start();
+    tokio::time::sleep(WARM_UP).await;
+    let from = stage.recorder.now_nanos();
     tokio::time::sleep(config.base_for).await;
+    let to = stage.recorder.now_nanos();
     stage.settle(&mut probe).await;
-    report.before = latency(stage, from, stage.recorder.now_nanos());
-    eprintln!("before: {:?}", report.before);
+    report.before = latency(stage, from, to);
+    let wanted = config.rate as f64 * config.base_for.as_secs_f64();
+    report.kept_up = report.before.count as f64 >= KEPT_UP * wanted;
+    eprintln!("before: {:?} of {wanted:.0}", report.before);
     let last = last_indices(stage).await;
     stage.act(AWAY, Deed::Kill).await?;
     fill(config, stage, report).await?;
@@ -146,12 +166,14 @@ async fn play(config: &AwayConfig, stage: &mut Stage, report: &mut AwayReport) -
     come_back(config, stage, &mut probe, report).await?;
     report.violations = stage.take_broken();
     let allowed = report.before.p99_us as f64 * config.p99_factor_max;
+    report.violations.extend(gap::judge(report.gap).err());
     if report.during.p99_us as f64 > allowed {
         let what = format!("p99 {} us, expected at most {allowed:.0} us", report.during.p99_us);
         report.violations.push(Violation { invariant: "publishing goes on meanwhile", what });
     }
-    if let Err(broken) = stage.compare().await {
-        report.violations.extend(broken);
+    match stage.compare().await {
+        Ok(compared) => report.compared = compared,
+        Err(broken) => report.violations.extend(broken),
     }
     Ok(())
 }
@@ -208,10 +230,13 @@ async fn come_back(
         tokio::time::sleep(POLL).await;
     }
     report.caught_up_after = began.elapsed();
-    report.during = latency(stage, from, stage.recorder.now_nanos());
-    eprintln!("caught up after {:?}: {:?}", report.caught_up_after, report.during);
+    let to = stage.recorder.now_nanos();
     stage.all_ready().await;
+    // What has no answer yet at `to` belongs to what is measured.
     stage.settle(probe).await;
+    report.during = latency(stage, from, to);
+    report.gap = gap::longest(&stage.recorder.history(), from, to);
+    eprintln!("caught up after {:?}: {:?}, gap {:?}", report.caught_up_after, report.during, report.gap);
     Ok(())
 }
 
@@ -263,9 +288,12 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_a_snapshot_proves_nothing() {
-        let during = Latency { count: 1, ..Latency::default() };
-        assert_eq!(AwayReport { during, ..AwayReport::default() }.exit_code(), 2);
-        assert_eq!(AwayReport { during, groups_by_snapshot: 1, ..AwayReport::default() }.exit_code(), 0);
+    fn a_run_without_a_snapshot_or_a_comparison_proves_nothing() {
+        let (during, compared) = (Latency { count: 1, ..Latency::default() }, Compared { read: 1, hashes: 1 });
+        let tried = || AwayReport { during, compared, groups_by_snapshot: 1, kept_up: true, ..AwayReport::default() };
+        assert_eq!(tried().exit_code(), 0);
+        assert_eq!(AwayReport { kept_up: false, ..tried() }.exit_code(), 2);
+        assert_eq!(AwayReport { groups_by_snapshot: 0, ..tried() }.exit_code(), 2);
+        assert_eq!(AwayReport { compared: Compared { hashes: 0, ..compared }, ..tried() }.exit_code(), 2);
     }
 }

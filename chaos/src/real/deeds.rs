@@ -96,7 +96,7 @@ impl Doing {
         if std::mem::take(&mut self.slots[at].without_power) {
             node.restore().await?;
             // What it said while its disk had no power is the power cut's.
-            self.judge_lines(node, false);
+            self.judge_lines(node, Excused::Errors);
         }
         node.process.start()?;
         watcher.lives(node.process.life());
@@ -151,23 +151,30 @@ impl Doing {
             let log = process::last_lines(&node.process.log_path(), 5);
             self.broken("no unrequested exit", format!("{} ended, {how}; its log ends with:\n{log}", node.name));
         }
-        self.judge_lines(node, !explained);
+        self.judge_lines(node, if explained { Excused::Errors } else { Excused::Nothing });
     }
 
-    fn judge_lines(&mut self, node: &mut RealNode, errors_too: bool) {
+    fn judge_lines(&mut self, node: &mut RealNode, excused: Excused) {
         for line in node.process.new_log_lines() {
-            // sled panics when its disk fails, and the panic ends the process: without power that is right.
-            let of_sled = !errors_too && line.contains("/sled-");
-            if line.contains("panicked at") && !of_sled {
-                self.broken("no panic", format!("{}: {line}", node.name));
-            } else if errors_too && line.contains(" ERROR ") {
-                self.broken("no unexplained error", format!("{}: {line}", node.name));
+            if let Some(invariant) = judge_line(&line, excused) {
+                self.broken(invariant, format!("{}: {line}", node.name));
             }
         }
     }
 
-    /// Node `at` ended by itself, and that is all right.
-    pub fn gave_up(&mut self, at: usize) {
+    /// Node `at` ended by itself over damage that was done to it: of what it said, only a panic of another than
+    /// sled is not explained by that.
+    pub fn explained(&mut self, at: usize, node: &mut RealNode) {
+        self.judge_lines(node, Excused::Errors);
+        self.gave_up(at);
+    }
+
+    /// A node has opened what was damaged: what sled said about that is explained.
+    pub fn opened_damaged(&mut self, node: &mut RealNode) {
+        self.judge_lines(node, Excused::OfSled);
+    }
+
+    fn gave_up(&mut self, at: usize) {
         self.slots[at].state = State::Down;
         if let Some(starting) = self.slots[at].starting.take() {
             starting.abort();
@@ -177,5 +184,63 @@ impl Doing {
     /// Notes that a promise is broken.
     pub fn broken(&mut self, invariant: &'static str, what: String) {
         self.violations.push(Violation { invariant, what });
+    }
+}
+
+/// What was done to a node explains some of what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Excused {
+    Nothing,
+    /// Errors that sled logs itself.
+    OfSled,
+    /// All errors, and that sled panics, which ends the process.
+    Errors,
+}
+
+/// What a line of a node's log breaks.
+fn judge_line(line: &str, excused: Excused) -> Option<&'static str> {
+    if line.contains(" ERROR ") {
+        // The hook that ends the process reports a panic once more in such a line, without the thread.
+        let is_excused = match excused {
+            Excused::Nothing => false,
+            Excused::OfSled => line.contains(" ERROR sled::"),
+            Excused::Errors => true,
+        };
+        return (!is_excused).then_some("no unexplained error");
+    }
+    // By the thread, or by the file.
+    let of_sled = || line.contains("thread 'sled-") || line.contains("/sled-");
+    (line.contains("panicked at") && !(excused == Excused::Errors && of_sled())).then_some("no panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_explains_a_panic_of_sled_and_no_other() {
+        let of_sled = [
+            "thread 'sled-io-3' (77) panicked at library/core/src/slice/index.rs:1:2:",
+            "thread 'unibus-tree-open' (77) panicked at /x/sled-0.34.7/src/pagecache/mod.rs:1:2:",
+            "2026-11-20T15:00:00.1Z ERROR unibus_node::telemetry: panicked at library/core/src/slice/index.rs:1:2:",
+        ];
+        assert_eq!(of_sled.map(|line| judge_line(line, Excused::Errors)), [None; 3]);
+        assert!(of_sled.iter().all(|line| judge_line(line, Excused::Nothing).is_some()));
+        for thread in ["tokio-runtime-worker", "unibus-tree-open"] {
+            let other = format!("thread '{thread}' (78) panicked at raft-store/src/state.rs:1:2:");
+            for excused in [Excused::Nothing, Excused::OfSled, Excused::Errors] {
+                assert_eq!(judge_line(&other, excused), Some("no panic"));
+            }
+        }
+        assert_eq!(judge_line("2026-11-20T15:00:00.1Z  INFO unibus_node: ready", Excused::Nothing), None);
+    }
+
+    #[test]
+    fn a_damaged_tree_explains_an_error_of_sled_and_no_other() {
+        let of_sled = "2026-11-20T15:00:00.1Z ERROR sled::config: failed to parse persisted config line: use_co";
+        let other = "2026-11-20T15:00:00.1Z ERROR unibus_raft_store::faults: fatal: this node must stop";
+        let broken = Some("no unexplained error");
+        assert_eq!([of_sled, other].map(|line| judge_line(line, Excused::OfSled)), [None, broken]);
+        assert_eq!([of_sled, other].map(|line| judge_line(line, Excused::Nothing)), [broken; 2]);
     }
 }

@@ -52,6 +52,7 @@ pub struct Chances {
     pub load_ms: u64,
 }
 
+const POWER_ONE: &str = "power-one";
 /// Disks that lose power one after the other do so within this time; a killed node is down for so long, and
 /// a paused one stands for so long.
 const HANG_MS_MAX: u64 = 60;
@@ -77,6 +78,11 @@ impl RoundPlan {
         plan
     }
 
+    /// Whether one node loses power, once, and nothing happens beside it.
+    pub fn is_of_one_node(&self) -> bool {
+        self.kinds == [POWER_ONE]
+    }
+
     fn cut_all(&mut self, at: u64, nodes: usize, random: &mut Random) {
         self.add("power-all", "power of all".into());
         let mut order: Vec<_> = (0..nodes).collect();
@@ -91,7 +97,7 @@ impl RoundPlan {
 
     fn cut_one(&mut self, at: u64, chances: &Chances, random: &mut Random) {
         let node = random.below(chances.nodes as u64) as usize;
-        self.add("power-one", format!("power of n{}", node + 1));
+        self.add(POWER_ONE, format!("power of n{}", node + 1));
         let start = self.cut(node, at, random);
         if random.chance(AGAIN_PER_MILLION) {
             self.add("power-again", "again at its start".into());
@@ -155,6 +161,8 @@ mod tests {
         let count = |kind| rounds().filter(|plan| plan.kinds.contains(&kind)).count();
         assert!((250..350).contains(&count("power-all")));
         assert_eq!(count("power-all") + count("power-one"), 1_000);
+        assert!(rounds().filter(RoundPlan::is_of_one_node).all(|plan| plan.deeds.len() == 3));
+        assert!(rounds().filter(RoundPlan::is_of_one_node).count() > 50);
         for kind in ["power-again", "kill", "pause"] {
             assert!(count(kind) > 50, "{kind} came {} times in 1000", count(kind));
         }

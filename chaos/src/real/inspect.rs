@@ -111,9 +111,8 @@ fn hash_of(hex: &str) -> Option<[u8; 32]> {
     Some(hash)
 }
 
-/// Waits until each group's replicas have applied up to one index; answers the groups whose state hashes
-/// could be compared over all nodes at an index.
-pub async fn converge(watchers: &[Watcher], recorder: &Recorder) -> Result<usize, Violation> {
+/// Waits until each group's replicas have applied up to one index.
+pub async fn converge(watchers: &[Watcher], recorder: &Recorder) -> Result<(), Violation> {
     let began = Instant::now();
     loop {
         let asked = watchers.iter().map(|watcher| watcher.statuses(recorder));
@@ -125,7 +124,7 @@ pub async fn converge(watchers: &[Watcher], recorder: &Recorder) -> Result<usize
             replicas.len() == watchers.len() && replicas.iter().all(|replica| replica.applied == replicas[0].applied)
         };
         if !groups.is_empty() && groups.values().all(level) {
-            return Ok(groups.values().filter(|replicas| comparable(replicas)).count());
+            return Ok(());
         }
         if began.elapsed() > CONVERGE {
             let of = |replica: &&Status| format!("n{} {}", replica.node, replica.applied);
@@ -139,27 +138,54 @@ pub async fn converge(watchers: &[Watcher], recorder: &Recorder) -> Result<usize
     }
 }
 
-fn comparable(replicas: &[&Status]) -> bool {
-    let index = |status: &Status| status.state_hash.map(|(index, _)| index).filter(|index| *index > 0);
-    let first = replicas.first().and_then(|status| index(status));
-    first.is_some() && replicas.iter().all(|status| index(status) == first)
+/// A segment file: its group and its name.
+type Key = (String, String);
+type Files = BTreeMap<Key, PathBuf>;
+
+/// A node at rest may have so much of a group's timeline only in its log: it writes segments out piece by piece,
+/// and an ordered stop does not hurry that.
+const UNWRITTEN_BYTES_MAX: u64 = 256 << 10;
+
+/// A node's segment files.
+struct Held {
+    node: NodeId,
+    /// In each group all but the newest.
+    sealed: Files,
+    /// The newest of each group, which may be open.
+    newest: BTreeMap<String, String>,
 }
 
-/// Segment files by group and name.
-type Files = BTreeMap<(String, String), PathBuf>;
-
-/// A node's segment files that are sealed: in each group all but the newest.
-fn sealed(data_dir: &Path) -> io::Result<Files> {
-    let mut files = Files::new();
-    for group in names(&data_dir.join("groups"))? {
-        let dir = data_dir.join("groups").join(&group).join("segments");
-        let mut segments = names(&dir).unwrap_or_default();
-        segments.retain(|name| name.ends_with(".segment"));
-        segments.sort_unstable();
-        segments.pop();
-        files.extend(segments.into_iter().map(|name| ((group.clone(), name.clone()), dir.join(name))));
+impl Held {
+    fn of(node: NodeId, data_dir: &Path) -> io::Result<Self> {
+        let (mut sealed, mut newest) = (Files::new(), BTreeMap::new());
+        for group in names(&data_dir.join("groups"))? {
+            let dir = data_dir.join("groups").join(&group).join("segments");
+            let mut segments = names(&dir).unwrap_or_default();
+            segments.retain(|name| name.ends_with(".segment"));
+            segments.sort_unstable();
+            newest.extend(segments.pop().map(|name| (group.clone(), name)));
+            sealed.extend(segments.into_iter().map(|name| ((group.clone(), name.clone()), dir.join(name))));
+        }
+        Ok(Self { node, sealed, newest })
     }
-    Ok(files)
+
+    /// What it lacks of the sealed files of all, that cannot be in its memory still.
+    fn lost(&self, all: &BTreeMap<Key, u64>) -> Option<String> {
+        let mut unwritten = BTreeMap::new();
+        for ((group, name), bytes) in all {
+            let newest = self.newest.get(group);
+            if self.sealed.contains_key(&(group.clone(), name.clone())) || newest == Some(name) {
+                continue;
+            }
+            let waits = unwritten.entry(group).or_insert(0);
+            *waits += bytes;
+            if newest > Some(name) || *waits > UNWRITTEN_BYTES_MAX {
+                let Self { node, .. } = self;
+                return Some(format!("group {group}: n{node} lacks {name}, which others have sealed"));
+            }
+        }
+        None
+    }
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {
@@ -170,7 +196,7 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
 #[derive(Default)]
 pub struct SegmentCheck {
     /// Files that were equal on all nodes, with the length that they had.
-    equal: BTreeMap<(String, String), u64>,
+    equal: BTreeMap<Key, u64>,
     /// Bytes compared so far.
     pub bytes: u64,
 }
@@ -181,7 +207,8 @@ impl SegmentCheck {
         self.equal.len()
     }
 
-    /// Compares what all nodes have sealed. What nodes that run are still writing is waited for.
+    /// Compares what all nodes have sealed; with `all`, also what was compared before, and nobody may lack any.
+    /// What nodes that run are still writing is waited for.
     pub async fn compare(&mut self, dirs: &[(NodeId, PathBuf)], all: bool) -> Result<(), Violation> {
         let began = Instant::now();
         loop {
@@ -197,21 +224,28 @@ impl SegmentCheck {
         let broken = |what: String| Violation { invariant: "I10 sealed segments are byte-equal", what };
         let mut of_nodes = Vec::new();
         for (node, dir) in dirs {
-            of_nodes.push((node, sealed(dir).map_err(|error| broken(format!("n{node}: {}: {error}", dir.display())))?));
+            let held = Held::of(*node, dir).map_err(|error| broken(format!("n{node}: {}: {error}", dir.display())))?;
+            of_nodes.push(held);
         }
-        let Some((first, files)) = of_nodes.first() else { return Ok(()) };
-        for (key, path) in files {
+        if all {
+            let sealed = of_nodes.iter().flat_map(|held| &held.sealed);
+            let bytes = |path: &PathBuf| fs::metadata(path).map_or(0, |found| found.len());
+            let sealed = sealed.map(|(key, path)| (key.clone(), bytes(path))).collect();
+            of_nodes.iter().try_for_each(|held| held.lost(&sealed).map_or(Ok(()), |what| Err(broken(what))))?;
+        }
+        let Some((Held { node: first, sealed, .. }, others)) = of_nodes.split_first() else { return Ok(()) };
+        for (key, path) in sealed {
             if !all && self.equal.contains_key(key) {
                 continue;
             }
             let others: Option<Vec<_>> =
-                of_nodes[1..].iter().map(|(node, files)| files.get(key).map(|path| (*node, path))).collect();
+                others.iter().map(|held| held.sealed.get(key).map(|path| (held.node, path))).collect();
             // Not sealed everywhere yet.
             let Some(others) = others else { continue };
             let read = |node: &NodeId, path: &Path| fs::read(path).map_err(|error| broken(format!("n{node}: {error}")));
             let bytes = read(first, path)?;
             for (node, path) in others {
-                let theirs = read(node, path)?;
+                let theirs = read(&node, path)?;
                 if theirs != bytes {
                     let at = theirs.iter().zip(&bytes).position(|(a, b)| a != b);
                     let (a, b) = (bytes.len(), theirs.len());
@@ -255,6 +289,25 @@ mod tests {
         check.compare_once(&[one.1.clone(), two.1.clone()], false).unwrap();
         let found = check.compare_once(&[one.1.clone(), two.1.clone()], true).unwrap_err();
         assert!(found.what.contains("first difference at Some(1)"), "{found}");
+    }
+
+    #[test]
+    fn a_sealed_segment_that_a_node_lacks_is_caught_unless_it_may_wait_in_memory() {
+        let large = "x".repeat(300 << 10);
+        let whole = node(1, &[("1.segment", &large), ("2.segment", "b"), ("3.segment", "open")]);
+        let all_of =
+            |two: &(NodeId, PathBuf)| SegmentCheck::default().compare_once(&[whole.1.clone(), two.clone()], true);
+        let holds = |files: &[(&str, &str)]| node(2, files);
+        // A hole, on the side of either node.
+        let hole = holds(&[("2.segment", "b"), ("3.segment", "open")]);
+        let found = all_of(&hole.1).unwrap_err();
+        assert!(found.what.contains("n2 lacks 1.segment"), "{found}");
+        let found = SegmentCheck::default().compare_once(&[hole.1.clone(), whole.1.clone()], true).unwrap_err();
+        assert!(found.what.contains("n2 lacks 1.segment"), "{found}");
+        // The end: little may wait in memory, much not.
+        assert_eq!(all_of(&holds(&[("1.segment", &large)]).1), Ok(()));
+        assert_eq!(all_of(&holds(&[("1.segment", &large), ("2.segment", "b")]).1), Ok(()));
+        assert!(all_of(&holds(&[]).1).is_err());
     }
 
     #[test]

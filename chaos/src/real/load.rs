@@ -67,22 +67,29 @@ impl Load {
     /// Writers over `clients`, at rest.
     pub fn new(config: &LoadConfig, seed: u64, clients: &[Client], rooms: &[RoomId], recorder: &Recorder) -> Self {
         let pause = Duration::from_micros(1_000_000 * config.writers / config.rate.max(1));
+        let pace = Pace { pause, on_schedule: false };
         let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let writer = |number: u64| Writer {
-            number,
             client: clients[number as usize % clients.len()].clone(),
             rooms: rooms.to_vec(),
             random: Random::stream(seed, "writer", number),
-            pause,
-            body_bytes_max: config.body_bytes_max,
+            pace,
+            bodies: Bodies::new(seed, number, config.body_bytes_max),
             depth: config.depths[number as usize % config.depths.len()],
             publishers: BTreeMap::new(),
             waiting: VecDeque::new(),
-            sent: 0,
             refused: refused.clone(),
         };
         let at_rest = (0..config.writers).map(writer).collect();
         Self { recorder: recorder.clone(), stop: Arc::default(), at_rest, running: Vec::new(), refused }
+    }
+
+    /// For measuring: what a slow answer holds up stays due, and counts from when it was due. Otherwise it is
+    /// forgiven, and writers that wait for answers would publish, and measure, least when it goes worst.
+    #[must_use]
+    pub fn on_schedule(mut self) -> Self {
+        self.at_rest.iter_mut().for_each(|writer| writer.pace.on_schedule = true);
+        self
     }
 
     /// Publishes until [`Self::stop`].
@@ -112,17 +119,67 @@ impl Load {
     }
 }
 
+/// When a writer's messages are due.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// From one message to the next.
+    pause: Duration,
+    /// What was held up stays due.
+    on_schedule: bool,
+}
+
+impl Pace {
+    /// How many messages are due at once: the pause for all of them follows.
+    fn burst(self, random: &mut Random, depth: usize) -> u64 {
+        if self.on_schedule { 1 } else { random.between(1, 2 * depth as u64) }
+    }
+
+    /// When the next ones are due.
+    fn next(self, due: Instant, burst: u64, now: Instant) -> Instant {
+        let next = due + self.pause * burst as u32;
+        if self.on_schedule { next } else { next.max(now) }
+    }
+
+    /// How long what is sent now was held up.
+    fn late_nanos(self, due: Instant, now: Instant) -> u64 {
+        if self.on_schedule { now.saturating_duration_since(due).as_nanos() as u64 } else { 0 }
+    }
+}
+
+/// The bodies of one writer: no two are equal, of no two writers and of no two loads, as the judges demand.
+struct Bodies {
+    /// Of the load and the writer.
+    name: String,
+    random: Random,
+    bytes_max: u64,
+    made: u64,
+}
+
+impl Bodies {
+    fn new(seed: u64, writer: u64, bytes_max: u64) -> Self {
+        let random = Random::stream(seed, "bodies", writer);
+        Self { name: format!("s{seed} w{writer}"), random, bytes_max, made: 0 }
+    }
+
+    fn next(&mut self) -> Bytes {
+        self.made += 1;
+        let largest = if self.random.chance(50_000) { self.bytes_max } else { self.bytes_max / 16 };
+        let mut body = format!("{} m{} ", self.name, self.made).into_bytes();
+        let padding = self.random.below(largest) as usize;
+        body.resize(body.len() + padding, b'.');
+        body.into()
+    }
+}
+
 struct Writer {
-    number: u64,
     client: Client,
     rooms: Vec<RoomId>,
     random: Random,
-    pause: Duration,
-    body_bytes_max: u64,
+    pace: Pace,
+    bodies: Bodies,
     depth: usize,
     publishers: BTreeMap<RoomId, Publisher>,
     waiting: VecDeque<(usize, RoomId, Receipt)>,
-    sent: u64,
     refused: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -131,15 +188,14 @@ impl Writer {
         let depth = self.depth;
         let mut due = Instant::now();
         while !stop.load(Ordering::Relaxed) {
-            // Some at once, then the pause for all of them.
-            let burst = self.random.between(1, 2 * depth as u64);
+            let burst = self.pace.burst(&mut self.random, depth);
             for _ in 0..burst {
-                self.publish_one(&recorder).await;
+                self.publish_one(&recorder, due).await;
                 while self.waiting.len() >= depth {
                     self.settle_one(&recorder).await;
                 }
             }
-            due = (due + self.pause * burst as u32).max(Instant::now());
+            due = self.pace.next(due, burst, Instant::now());
             while Instant::now() < due && !stop.load(Ordering::Relaxed) {
                 sleep_until(due.min(Instant::now() + RETRY)).await;
             }
@@ -150,16 +206,7 @@ impl Writer {
         self
     }
 
-    fn body(&mut self) -> Bytes {
-        self.sent += 1;
-        let largest = if self.random.chance(50_000) { self.body_bytes_max } else { self.body_bytes_max / 16 };
-        let mut body = format!("w{} m{} ", self.number, self.sent).into_bytes();
-        let padding = self.random.below(largest) as usize;
-        body.resize(body.len() + padding, b'.');
-        body.into()
-    }
-
-    async fn publish_one(&mut self, recorder: &Recorder) {
+    async fn publish_one(&mut self, recorder: &Recorder, due: Instant) {
         let Some(room) = self.random.pick(&self.rooms).copied() else { return };
         if !self.publishers.contains_key(&room) {
             match self.client.publisher(room).open().await {
@@ -170,9 +217,10 @@ impl Writer {
                 }
             }
         }
-        let body = self.body();
+        let body = self.bodies.next();
         let Some(publisher) = self.publishers.get(&room) else { return };
-        let number = recorder.begin(room, publisher.producer_id(), &body);
+        let began = recorder.now_nanos().saturating_sub(self.pace.late_nanos(due, Instant::now()));
+        let number = recorder.begin_at(began, room, publisher.producer_id(), &body);
         match publisher.enqueue(body).await {
             Ok(receipt) => self.waiting.push_back((number, room, receipt)),
             Err(error) => self.end(recorder, number, room, Err(error)),
@@ -204,5 +252,34 @@ impl Writer {
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             refused.insert(format!("{step}: {error}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_counts_for_all_that_it_held_up_when_on_schedule() {
+        let pace = Pace { pause: Duration::from_millis(10), on_schedule: true };
+        let due = Instant::now();
+        // The message of `due` is answered after a second: 99 more were due meanwhile.
+        let now = due + Duration::from_secs(1);
+        let (mut next, mut late) = (pace.next(due, 1, now), Vec::new());
+        while next < now {
+            late.push(pace.late_nanos(next, now) / 1_000_000);
+            next = pace.next(next, 1, now);
+        }
+        assert_eq!((late.len(), late[0], late[98]), (99, 990, 10));
+        let forgiving = Pace { on_schedule: false, ..pace };
+        assert_eq!((forgiving.next(due, 1, now), forgiving.late_nanos(due, now)), (now, 0));
+    }
+
+    #[test]
+    fn loads_of_two_seeds_publish_no_body_twice() {
+        let of_load = |seed: u64| (0..4).map(move |writer| Bodies::new(seed, writer, 1024));
+        let first = |mut bodies: Bodies| (0..1_250).map(move |_| bodies.next());
+        let all: BTreeSet<Bytes> = [1, 2].into_iter().flat_map(of_load).flat_map(first).collect();
+        assert_eq!(all.len(), 10_000);
     }
 }

@@ -1,13 +1,16 @@
 //! Rounds of power cuts under load: in each one or all nodes lose power at a random moment, come back, and
 //! are compared with each other and with what clients were told.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::history::{History, Outcome};
 use crate::invariants::{self, Violation};
 use crate::real::fault::{Chances, RoundPlan};
 use crate::real::floor::FloorConfig;
+use crate::real::gap;
 use crate::real::load::{Load, LoadConfig};
+use crate::real::reading;
 use crate::real::report::PowerReport;
 use crate::real::stage::Stage;
 
@@ -39,11 +42,8 @@ pub async fn run(config: &PowerConfig) -> Result<PowerReport, String> {
     let Rounds { stage, mut report, .. } = rounds;
     report.starts = stage.doing.starts.clone();
     report.segments = (stage.segments.files(), stage.segments.bytes);
-    report.kept = stage.strike(ran.is_err() || !report.violations.is_empty());
-    match ran {
-        Ok(()) => Ok(report),
-        Err(why) => Err(format!("{why}; images and logs are in {}", report.kept.unwrap_or_default().display())),
-    }
+    report.kept = stage.strike(ran, !report.violations.is_empty())?;
+    Ok(report)
 }
 
 struct Rounds {
@@ -89,22 +89,26 @@ impl Rounds {
         let sampling: Vec<_> = stage.watchers.iter().map(|watcher| watcher.sample(&stage.recorder)).collect();
         let starts = stage.doing.starts.len();
         self.load.start();
+        let from = stage.recorder.now_nanos();
         stage.play(&plan.deeds).await?;
         tokio::time::sleep_until(end.into()).await;
         stage.all_ready().await;
+        let to = stage.recorder.now_nanos();
         stage.settle(&mut self.load).await;
         drop(sampling);
         let mut broken = stage.take_broken();
+        let gap = gap::longest(&stage.recorder.history(), from, to);
+        self.report.gaps.push(gap);
+        if plan.is_of_one_node() {
+            broken.extend(gap::judge(gap).err());
+        }
         for took in stage.doing.starts[starts..].iter().filter(|took| **took > config.start_max) {
             let what = format!("a start took {:.2} s, expected at most {:?}", took.as_secs_f64(), config.start_max);
             broken.push(Violation { invariant: "starts are quick", what });
         }
         if broken.is_empty() {
             match stage.compare().await {
-                Ok(compared) => {
-                    self.report.read += compared.read;
-                    self.report.hashes += compared.hashes;
-                }
+                Ok(compared) => self.report.compared += compared,
                 Err(violations) => broken = violations,
             }
         }
@@ -119,7 +123,6 @@ impl Rounds {
         self.report.acked += count(|outcome| matches!(outcome, Outcome::Acked { .. }));
         self.report.unknown += count(|outcome| matches!(outcome, Outcome::Unknown));
         self.report.refused += count(|outcome| matches!(outcome, Outcome::Refused));
-        self.report.gaps.push(longest_gap(&round));
         self.whole.publishes.extend(round.publishes);
         self.whole.statuses.extend(round.statuses);
     }
@@ -131,21 +134,13 @@ impl Rounds {
                 Ok(rooms) => rooms,
                 Err(what) => return Ok(vec![Violation { invariant: "replicas can be read", what }]),
             };
-            self.whole.scans.extend(rooms.into_iter().map(|(room, entries)| ((reader.node(), room), entries)));
+            reading::note(&mut self.whole, reader.node(), &BTreeMap::new(), rooms, &self.stage.rooms);
         }
         let mut broken = invariants::check(&self.whole);
         self.stage.floor.stop().await?;
         broken.extend(self.stage.compare_segments(true).await.err());
         Ok(broken)
     }
-}
-
-/// The longest time without an acknowledgement.
-fn longest_gap(round: &History) -> Duration {
-    let mut acked: Vec<u64> = round.acked().map(|(_, at, _)| at).collect();
-    acked.sort_unstable();
-    let gaps = acked.windows(2).map(|pair| pair[1] - pair[0]);
-    Duration::from_nanos(gaps.max().unwrap_or_default())
 }
 
 fn seconds(starts: &[Duration]) -> String {

@@ -8,7 +8,7 @@ use unibus_proto::id::{NodeId, RoomId};
 use unibus_proto::position::Sequence;
 use unibus_proto::subject::SubjectFilter;
 
-use crate::history::Entry;
+use crate::history::{Entry, History};
 use crate::record;
 
 /// A read that takes longer hangs.
@@ -73,3 +73,54 @@ impl NodeReader {
 }
 
 type Slice = (BTreeMap<RoomId, Vec<Entry>>, BTreeMap<RoomId, Sequence>);
+
+/// What was read through `node` from `begins` on becomes its scan of each of `rooms`: a room of which it gave
+/// nothing is an empty timeline, or the judges would take the replica for one that was not asked.
+pub fn note(
+    history: &mut History,
+    node: NodeId,
+    begins: &BTreeMap<RoomId, Sequence>,
+    mut read: BTreeMap<RoomId, Vec<Entry>>,
+    rooms: &[RoomId],
+) {
+    history.floors.extend(begins.iter().map(|(room, next)| ((node, *room), next.0)));
+    history.scans.extend(rooms.iter().map(|room| ((node, *room), read.remove(room).unwrap_or_default())));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::testing::{NODES, ROOM, entry, publish};
+    use crate::invariants;
+
+    fn history(read: [&[u64]; 2], begins: &BTreeMap<RoomId, Sequence>) -> History {
+        let mut history = History { publishes: vec![publish(1)], ..History::default() };
+        for (node, sequences) in NODES.into_iter().zip(read) {
+            let entries: Vec<_> = sequences.iter().copied().map(entry).collect();
+            let read = (!entries.is_empty()).then_some((ROOM, entries)).into_iter().collect();
+            note(&mut history, node, begins, read, &[ROOM]);
+        }
+        history
+    }
+
+    #[test]
+    fn a_replica_that_gives_nothing_of_a_room_has_lost_what_was_acknowledged() {
+        let beginning = BTreeMap::new();
+        assert_eq!(invariants::check(&history([&[0, 1], &[0, 1]], &beginning)), []);
+        let broken = invariants::check(&history([&[0, 1], &[]], &beginning));
+        assert!(
+            broken.iter().any(|found| found.invariant.starts_with("I1 ") && found.what.contains("n2")),
+            "{broken:?}"
+        );
+    }
+
+    #[test]
+    fn so_has_one_that_gives_nothing_new_and_nothing_new_is_no_loss() {
+        let first = [(ROOM, Sequence(1))].into();
+        assert_eq!(invariants::check(&history([&[1], &[1]], &first)), []);
+        let broken = invariants::check(&history([&[1], &[]], &first));
+        assert!(broken.iter().any(|found| found.what.contains("n2")), "{broken:?}");
+        let second = [(ROOM, Sequence(2))].into();
+        assert_eq!(invariants::check(&history([&[], &[]], &second)), []);
+    }
+}

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::invariants::Violation;
 use crate::real::power::PowerConfig;
+use crate::real::stage::Compared;
 
 /// What rounds of power cuts came to.
 #[derive(Debug)]
@@ -26,14 +27,12 @@ pub struct PowerReport {
     pub unknown: u64,
     /// Publishes that did not happen.
     pub refused: u64,
-    /// Entries read back, over all nodes.
-    pub read: u64,
+    /// What was compared at the end of rounds.
+    pub compared: Compared,
     /// How long each start took.
     pub starts: Vec<Duration>,
     /// The longest time without an acknowledgement, of each round.
     pub gaps: Vec<Duration>,
-    /// State hashes that were compared over all nodes at the end of rounds.
-    pub hashes: u64,
     /// Sealed segments that are byte-equal on all nodes: files and bytes.
     pub segments: (usize, u64),
     /// What is broken, and in which round.
@@ -53,10 +52,9 @@ impl PowerReport {
             acked: 0,
             unknown: 0,
             refused: 0,
-            read: 0,
+            compared: Compared::default(),
             starts: Vec::new(),
             gaps: Vec::new(),
-            hashes: 0,
             segments: (0, 0),
             violations: Vec::new(),
             kept: None,
@@ -68,7 +66,8 @@ impl PowerReport {
         match self {
             Self { violations, .. } if !violations.is_empty() => 1,
             // What was not tried is not a pass.
-            Self { acked: 0, .. } | Self { hashes: 0, .. } | Self { segments: (0, _), .. } => 2,
+            Self { acked: 0, .. } | Self { segments: (0, _), .. } => 2,
+            Self { compared, .. } if compared.is_nothing() => 2,
             _ => 0,
         }
     }
@@ -86,10 +85,10 @@ impl PowerReport {
             "acknowledged": self.acked,
             "unknown": self.unknown,
             "refused": self.refused,
-            "read": self.read,
+            "read": self.compared.read,
             "starts": { "count": self.starts.len(), "p50_ms": p50, "max_ms": max },
             "longest_without_acknowledgement": { "p50_ms": gap_p50, "max_ms": gap_max },
-            "state_hashes_compared": self.hashes,
+            "state_hashes_compared": self.compared.hashes,
             "sealed_segments_equal": { "files": self.segments.0, "bytes": self.segments.1 },
             "violations": self.violations.iter().map(|(round, violation)| json!({
                 "round": round + 1, "invariant": violation.invariant, "what": violation.what,
@@ -113,9 +112,9 @@ impl PowerReport {
             self.acked,
             self.unknown,
             self.refused,
-            self.read,
+            self.compared.read,
             self.starts.len(),
-            self.hashes,
+            self.compared.hashes,
             self.segments.0,
             self.segments.1,
         );
@@ -150,8 +149,10 @@ mod tests {
         let config = crate::real::args::Power::for_tests().config();
         let empty = PowerReport::new(&config);
         assert_eq!((empty.exit_code(), empty.to_json()["verdict"].as_str()), (2, Some("unknown: too little happened")));
-        let tried = || PowerReport { acked: 1, hashes: 1, segments: (1, 1), ..PowerReport::new(&config) };
+        let compared = Compared { read: 1, hashes: 1 };
+        let tried = || PowerReport { acked: 1, compared, segments: (1, 1), ..PowerReport::new(&config) };
         assert_eq!(tried().exit_code(), 0);
+        assert_eq!(PowerReport { compared: Compared { hashes: 0, ..compared }, ..tried() }.exit_code(), 2);
         let broken = vec![(0, Violation { invariant: "I1", what: "lost".into() })];
         assert_eq!(PowerReport { violations: broken, ..tried() }.exit_code(), 1);
     }

@@ -1,6 +1,7 @@
 //! A formed cluster with rooms, clients and everything that watches it: what each scenario begins with, and
 //! how each one ends.
 
+use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,12 +10,13 @@ use unibus_proto::id::{NodeId, RoomId};
 use unibus_proto::subject::SubjectFilter;
 
 use crate::invariants::{self, Violation};
+use crate::real::agreement;
 use crate::real::deeds::Doing;
 use crate::real::fault::{Deed, Timed};
 use crate::real::floor::{Floor, FloorConfig};
 use crate::real::inspect::{SegmentCheck, Watcher, converge};
 use crate::real::load::{Load, LoadConfig, create_rooms};
-use crate::real::reading::NodeReader;
+use crate::real::reading::{self, NodeReader};
 use crate::record::Recorder;
 
 const PREFIX: &str = "chaos";
@@ -31,6 +33,20 @@ pub struct Compared {
     pub hashes: u64,
 }
 
+impl Compared {
+    /// Whether nothing was: then the run proves nothing.
+    pub fn is_nothing(self) -> bool {
+        self.read == 0 || self.hashes == 0
+    }
+}
+
+impl AddAssign for Compared {
+    fn add_assign(&mut self, other: Self) {
+        self.read += other.read;
+        self.hashes += other.hashes;
+    }
+}
+
 /// A cluster that serves, and what watches it.
 pub struct Stage {
     /// The nodes.
@@ -45,8 +61,9 @@ pub struct Stage {
     pub readers: Vec<NodeReader>,
     /// Compares segment files.
     pub segments: SegmentCheck,
+    /// Its rooms.
+    pub rooms: Vec<RoomId>,
     clients: Vec<Client>,
-    rooms: Vec<RoomId>,
 }
 
 impl Stage {
@@ -64,7 +81,7 @@ impl Stage {
                 clients: props.clients,
                 rooms: props.rooms,
             }),
-            Err(why) => Err(format!("{why}; images and logs are in {}", floor.keep().display())),
+            Err(why) => Err(left_behind(&why, floor)),
         }
     }
 
@@ -104,17 +121,16 @@ impl Stage {
 
     /// With no load and all nodes up: is everything there that is new, and the same everywhere?
     pub async fn compare(&mut self) -> Result<Compared, Vec<Violation>> {
-        let hashes = converge(&self.watchers, &self.recorder).await.map_err(|violation| vec![violation])? as u64;
+        converge(&self.watchers, &self.recorder).await.map_err(|violation| vec![violation])?;
+        let hashes = agreement::ask(&self.clients[0], self.floor.nodes.len()).await?;
         let mut read = 0;
         for reader in &mut self.readers {
             let unread = |what| vec![Violation { invariant: "replicas can be read", what }];
             let begins = reader.positions().clone();
             let rooms = reader.read_new().await.map_err(unread)?;
             read += rooms.values().map(|entries| entries.len() as u64).sum::<u64>();
-            let mut history = self.recorder.history();
             // What is before was judged when it was new, and is again at the end.
-            history.floors.extend(begins.into_iter().map(|(room, next)| ((reader.node(), room), next.0)));
-            history.scans.extend(rooms.into_iter().map(|(room, entries)| ((reader.node(), room), entries)));
+            reading::note(&mut self.recorder.history(), reader.node(), &begins, rooms, &self.rooms);
         }
         let mut broken = invariants::check(&self.recorder.history());
         broken.extend(self.compare_segments(false).await.err());
@@ -127,10 +143,18 @@ impl Stage {
         self.segments.compare(&dirs, all).await
     }
 
-    /// The end: images and logs are left only where something is broken.
-    pub fn strike(self, broken: bool) -> Option<PathBuf> {
-        broken.then(|| self.floor.keep())
+    /// The end: images and logs are left, and named, only where the run failed or something is broken.
+    pub fn strike(self, ran: Result<(), String>, broken: bool) -> Result<Option<PathBuf>, String> {
+        match ran {
+            Ok(()) => Ok(broken.then(|| self.floor.keep())),
+            Err(why) => Err(left_behind(&why, self.floor)),
+        }
     }
+}
+
+/// A run that failed leaves images and logs, and says where.
+fn left_behind(why: &str, floor: Floor) -> String {
+    format!("{why}; images and logs are in {}", floor.keep().display())
 }
 
 struct Props {

@@ -13,7 +13,7 @@ use crate::invariants::Violation;
 use crate::real::fault::Deed;
 use crate::real::floor::FloorConfig;
 use crate::real::load::{Load, LoadConfig};
-use crate::real::stage::Stage;
+use crate::real::stage::{Compared, Stage};
 use crate::sim::random::Random;
 
 const ROOMS: u64 = 8;
@@ -68,6 +68,8 @@ pub struct TreeConfig {
 pub struct TreeReport {
     /// Each damage: how many trees it hit, how often the log said so, how many starts it took.
     pub damages: Vec<(&'static str, usize, usize, u32)>,
+    /// What was compared after the damages.
+    pub compared: Compared,
     /// What is broken, and after which damage.
     pub violations: Vec<(&'static str, Violation)>,
     /// Where images and logs of a broken run are.
@@ -75,11 +77,12 @@ pub struct TreeReport {
 }
 
 impl TreeReport {
-    /// 0 pass, 1 a promise is broken, 2 there were no tables to damage.
+    /// 0 pass, 1 a promise is broken, 2 there were no tables to damage, or nothing was compared.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self { violations, .. } if !violations.is_empty() => 1,
             Self { damages, .. } if damages.is_empty() || damages.iter().any(|(_, hit, ..)| *hit == 0) => 2,
+            Self { compared, .. } if compared.is_nothing() => 2,
             _ => 0,
         }
     }
@@ -96,6 +99,8 @@ impl TreeReport {
             "schema": "unibus.chaos.v1.tree",
             "exit_code": self.exit_code(),
             "damages": damages.collect::<Vec<_>>(),
+            "read": self.compared.read,
+            "state_hashes_compared": self.compared.hashes,
             "violations": violations.collect::<Vec<_>>(),
             "kept": self.kept,
         })
@@ -114,8 +119,8 @@ pub async fn run(config: &TreeConfig) -> Result<TreeReport, String> {
             break;
         }
     }
-    report.kept = stage.strike(ran.is_err() || !report.violations.is_empty());
-    ran.map(|()| report)
+    report.kept = stage.strike(ran, !report.violations.is_empty())?;
+    Ok(report)
 }
 
 async fn one(
@@ -154,7 +159,10 @@ async fn one(
         broken.push(Violation { invariant: "damaged tables are noticed", what });
     }
     if broken.is_empty() {
-        broken.extend(stage.compare().await.err().unwrap_or_default());
+        match stage.compare().await {
+            Ok(compared) => report.compared += compared,
+            Err(violations) => broken = violations,
+        }
     }
     report.violations.extend(broken.into_iter().map(|violation| (damage.name(), violation)));
     Ok(())
@@ -171,17 +179,20 @@ async fn publish(stage: &mut Stage, load: &mut Load, for_so_long: Duration) {
 async fn start(stage: &mut Stage) -> Result<u32, String> {
     for starts in 1..=STARTS_MAX {
         stage.act(VICTIM, Deed::Start).await?;
-        let process = &mut stage.floor.nodes[VICTIM].process;
-        let ready = process.wait_ready(READY_PATIENCE);
+        let node = &mut stage.floor.nodes[VICTIM];
+        let ready = node.process.wait_ready(READY_PATIENCE);
         let ended = async {
-            while process.ended_by_itself().is_none() {
+            while node.process.ended_by_itself().is_none() {
                 tokio::time::sleep(POLL).await;
             }
         };
         tokio::select! {
             biased;
-            _ = ready => return Ok(starts),
-            () = ended => stage.doing.gave_up(VICTIM),
+            _ = ready => {
+                stage.doing.opened_damaged(node);
+                return Ok(starts);
+            }
+            () = ended => stage.doing.explained(VICTIM, node),
         }
     }
     Ok(STARTS_MAX)
@@ -265,6 +276,14 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_that_compared_nothing_proves_nothing() {
+        let report = |compared| TreeReport { damages: vec![("cut", 1, 1, 1)], compared, ..TreeReport::default() };
+        assert_eq!(report(Compared { read: 1, hashes: 1 }).exit_code(), 0);
+        assert_eq!(report(Compared { read: 1, hashes: 0 }).exit_code(), 2);
+        assert_eq!(report(Compared { read: 0, hashes: 1 }).exit_code(), 2);
+    }
 
     #[test]
     fn each_damage_changes_the_tree() {
