@@ -263,7 +263,7 @@ fn out_of_order(number: u64, next: u64) -> Reject {
 
 /// What is wrong with the sizes of a message, with what was found and what is allowed. It depends on the
 /// message alone, so that a retry is told the same.
-fn bad_size(message: &OutgoingMessage) -> Option<Reject> {
+pub fn bad_size(message: &OutgoingMessage) -> Option<Reject> {
     let headers = &message.headers;
     let bytes = headers.iter().map(|header| header.name.len() + header.value.len()).sum();
     let too_many = |what: &str, found: usize, most: usize| {
