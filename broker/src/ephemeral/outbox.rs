@@ -119,7 +119,7 @@ mod tests {
     const ROOM: RoomId = RoomId([1; 16]);
 
     fn interest(version: u64, anew: bool, add: &[RoomId]) -> InterestFrame {
-        InterestFrame { version, anew, add: add.iter().map(RoomId::to_bytes).collect(), remove: vec![] }
+        InterestFrame { version, anew, add: add.iter().map(|room| room.to_bytes()).collect(), remove: vec![] }
     }
 
     #[test]

@@ -97,6 +97,9 @@ fn with_retention(policy: RoomPolicy, retain: RetainArgs) -> RoomPolicy {
 }
 
 fn retention_words(policy: &RoomPolicy) -> String {
+    if !policy.persist {
+        return "nothing but the roster: messages go to whoever is subscribed".into();
+    }
     let retention = policy.retention.unwrap_or_default();
     let mut words = Vec::new();
     if retention.max_age_ms > 0 {
@@ -354,5 +357,6 @@ mod tests {
         assert_eq!(retention_words(&more), "1.0 GiB, 100,000 entries");
         assert_eq!(with_retention(more, given(None, Some(0), Some(0))), policy);
         assert_eq!(retention_words(&policy), "everything");
+        assert!(retention_words(&RoomPolicy::default()).starts_with("nothing but the roster"));
     }
 }

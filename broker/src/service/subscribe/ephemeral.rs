@@ -23,10 +23,10 @@ impl<E: Env> Subscription<E> {
             return Ok(());
         }
         let subject = &access.row.subject;
-        let found = if self.until_end { "an end" } else { "another start than the latest" };
+        let found = if self.until_end { "no end to stop at" } else { "nothing from before" };
         Err(Failure::invalid(format!(
-            "subscribe {subject}: found {found} asked for, but the room is ephemeral and stores no messages; \
-             subscribe from the latest, without an end"
+            "room {subject} is ephemeral and stores no messages, so it has {found}; subscribe from the latest, without \
+             an end"
         )))
     }
 
