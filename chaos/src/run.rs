@@ -149,7 +149,19 @@ impl Run {
         locked(&self.fired).clone()
     }
 
-    fn platform(&self, number: u64) -> SimPlatform {
+    pub(crate) fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// The user of all stored rooms, and a second one for the ephemeral room.
+    fn members(&self, plan: &Plan) -> [Identity; 2] {
+        let mut random = Random::stream(plan.seed, "user", 1);
+        let bob = "bob".parse().expect("a valid handle");
+        let bob = Identity::generate(bob, DeviceKind::Service, 1, |buffer| random.fill(buffer));
+        [self.identity.clone(), bob]
+    }
+
+    pub(crate) fn platform(&self, number: u64) -> SimPlatform {
         let platform =
             SimPlatform::new(self.seed, number, self.cluster.hub().clone(), self.cluster.listeners().clone());
         locked(&self.clients).push(platform.endpoint());
@@ -158,6 +170,8 @@ impl Run {
 
     async fn all(&self, plan: &Plan) -> Result<(), Violation> {
         let rooms = self.set_up(plan).await?;
+        let members = self.members(plan);
+        self.start_ephemeral(plan, &members).await?;
         let readers = self.start_readers(plan);
         let producers = self.start_producers(plan, &rooms).await;
         let sampler = self.handle.spawn_in(Domain::HARNESS, self.clone().sample());
@@ -180,6 +194,7 @@ impl Run {
         self.converge().await?;
         self.handle.note("converged");
         self.drain(&readers, &rooms).await?;
+        self.drain_ephemeral(&members).await?;
         self.handle.note("drained");
         drop(sampler);
         self.power_cycle().await?;
