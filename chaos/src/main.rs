@@ -172,13 +172,14 @@ fn judge(seed: u64, sim: &Sim, report: &Report) -> ExitCode {
     let faults: Vec<_> = report.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     println!(
         "seed {seed:#x} {verdict}: trace {:016x} of {} events, {:.1} virtual s, {} acknowledged, {} unknown, {} read, \
-         faults: {}",
+         {} heard, faults: {}",
         report.digest.0,
         report.digest.1,
         report.virtual_nanos as f64 / 1e9,
         report.acked,
         report.unknown,
         report.read,
+        report.heard,
         if faults.is_empty() { "none".into() } else { faults.join(", ") },
     );
     if report.violations.is_empty() {

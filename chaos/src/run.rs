@@ -42,6 +42,8 @@ pub struct Report {
     pub unknown: usize,
     /// Entries given to readers.
     pub read: usize,
+    /// Ephemeral messages given to listeners.
+    pub heard: usize,
     /// Faults that hit, by kind.
     pub faults: BTreeMap<&'static str, u64>,
     /// Virtual time.
@@ -97,6 +99,7 @@ where
         acked: history.acked().count(),
         unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
         read: history.readers.iter().flat_map(|reader| reader.rooms.values()).map(Vec::len).sum(),
+        heard: history.ephemeral.listeners.iter().map(|listener| listener.received.len()).sum(),
         faults,
         virtual_nanos: handle.now_nanos(),
         digest: handle.digest(),
