@@ -70,7 +70,7 @@ impl Run {
     /// After healing: what is sent reaches each listener who is still a member.
     pub(crate) async fn drain_ephemeral(&self, members: &[Identity; 2]) -> Result<(), Violation> {
         let client = self.load().connect(&self.platform(670), &members[0], None).await;
-        let publisher = client.publisher(&subject()).open().await;
+        let publisher = client.publisher(subject()).open().await;
         let publisher = publisher.map_err(|error| liveness(format!("ephemeral room after healing: {error}")))?;
         let wanted = self.cluster.ids().len() + 1;
         let (mut waited, mut reached) = (Duration::ZERO, std::collections::BTreeSet::new());
@@ -108,7 +108,7 @@ async fn send(load: Load, platform: SimPlatform, identity: Identity, number: u64
     let client = load.connect(&platform, &identity, None).await;
     let mut sent = 0;
     while !load.stopped() {
-        let publisher = match client.publisher(&subject()).open().await {
+        let publisher = match client.publisher(subject()).open().await {
             Ok(publisher) => publisher,
             Err(_) => {
                 SimRuntime::sleep(RETRY).await;

@@ -84,6 +84,8 @@ enum Mutant {
     SnapshotWithoutProducers,
     /// `apply` walks a randomly keyed hash table.
     HashOrderInApply,
+    /// A node that is cut off goes on deciding who may read and publish in ephemeral rooms.
+    LeaseNeverLapses,
     /// A restarted leader leads on without a vote (needs no special build).
     EnableLeaderRestore,
 }
@@ -97,6 +99,7 @@ impl Mutant {
             Self::HashOrderInApply => {
                 unibus_machine::mutants::enable(unibus_machine::mutants::HASH_ORDER_IN_APPLY);
             }
+            Self::LeaseNeverLapses => unibus_raft_store::mutants::enable("lease-never-lapses"),
             Self::EnableLeaderRestore => {}
         }
         Ok(())
