@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod dev;
 pub mod env;
+pub mod ephemeral;
 pub mod fanout;
 pub mod formation;
 pub mod local;

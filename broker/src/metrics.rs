@@ -67,6 +67,11 @@ fn clients(registry: &mut Registry, counted: &Counted) {
     counter(registry, "published", "Messages stored for clients of this node", counted.published);
     counter(registry, "deliveries", "Timeline entries handed to clients of this node", counted.delivered);
     counter(registry, "forwarded", "Log entries sent to the leader on another node", counted.forwarded);
+    counter(registry, "ephemeral_sent", "Ephemeral messages sent by clients of this node", counted.ephemeral_sent);
+    let delivered = counted.ephemeral_delivered;
+    counter(registry, "ephemeral_deliveries", "Ephemeral messages handed to clients of this node", delivered);
+    let dropped = counted.ephemeral_dropped;
+    counter(registry, "ephemeral_dropped", "Ephemeral messages dropped by a full queue or a broken stream", dropped);
     let sign_ins = Family::<Labels, Counter>::default();
     for (result, count) in [("ok", counted.sign_ins), ("failed", counted.sign_ins_failed)] {
         sign_ins.get_or_create(&[("result", result.into())]).inc_by(count);
@@ -148,6 +153,7 @@ mod tests {
             delivered: 15,
             sign_ins: 2,
             forwarded: 4,
+            ephemeral_dropped: 6,
             rejected: [(ErrorCode::Invalid, 3)].into(),
             ..Counted::default()
         };
@@ -165,6 +171,7 @@ mod tests {
             "unibus_published_total 5",
             "unibus_deliveries_total 15",
             "unibus_forwarded_total 4",
+            "unibus_ephemeral_dropped_total 6",
             "unibus_sign_ins_total{result=\"ok\"} 2",
             "unibus_sign_ins_total{result=\"failed\"} 0",
             "unibus_rejected_total{code=\"INVALID\"} 3",

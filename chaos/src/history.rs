@@ -108,6 +108,41 @@ pub struct History {
     /// Hashes of the files that must be the same everywhere: by group and name, each with the nodes that have
     /// them.
     pub files: BTreeMap<(GroupId, FileName), Vec<HashAt>>,
+    /// What happened in the ephemeral room.
+    pub ephemeral: Ephemeral,
+}
+
+/// What happened in the ephemeral room. Messages are known by a hash of their body, of which each is unique.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ephemeral {
+    /// Every message.
+    pub sends: Vec<EphemeralSend>,
+    /// Every subscription.
+    pub listeners: Vec<Listener>,
+    /// When the removal of a member was acknowledged.
+    pub removed: BTreeMap<String, u64>,
+}
+
+/// A message to the ephemeral room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EphemeralSend {
+    /// A hash of the body.
+    pub body: u64,
+    /// When the client called.
+    pub began: u64,
+    /// How it ended; acknowledged = sent.
+    pub outcome: Outcome,
+}
+
+/// A subscription to the ephemeral room and all it was given, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listener {
+    /// E.g. "bob@n1".
+    pub name: String,
+    /// Whose.
+    pub user: String,
+    /// Hashes of bodies.
+    pub received: Vec<u64>,
 }
 
 /// The hash of a file on a node.
@@ -201,6 +236,7 @@ pub(crate) mod testing {
                 status(2, 30, 2, true, 10),
             ],
             files: [((GroupId(1), FileName::Segment(0)), NODES.map(|node| (node, [7; 32])).to_vec())].into(),
+            ephemeral: Ephemeral::default(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The promises, one file each, judged over one history.
 
 pub mod acked_durable;
+pub mod ephemeral;
 pub mod monotonic_reads;
 pub mod no_phantom;
 pub mod producer_order;
@@ -32,7 +33,7 @@ impl fmt::Display for Violation {
 pub type Check = fn(&History) -> Result<(), Violation>;
 
 /// Every checker.
-pub const ALL: [Check; 8] = [
+pub const ALL: [Check; 9] = [
     acked_durable::check,
     total_order::check,
     real_time::check,
@@ -41,6 +42,7 @@ pub const ALL: [Check; 8] = [
     monotonic_reads::check,
     replicas_agree::check,
     raft_safety::check,
+    ephemeral::check,
 ];
 
 /// Everything that the history breaks.

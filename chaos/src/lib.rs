@@ -7,6 +7,7 @@
 //! [`invariants`] judge the [`history`].
 
 pub mod cluster;
+mod ephemeral;
 pub mod files;
 pub mod history;
 mod inflict;

@@ -86,6 +86,8 @@ enum Mutant {
     SnapshotWithoutProducers,
     /// `apply` walks a randomly keyed hash table.
     HashOrderInApply,
+    /// A node that is cut off goes on deciding who may read and publish in ephemeral rooms.
+    LeaseNeverLapses,
     /// A restarted leader leads on without a vote (needs no special build).
     EnableLeaderRestore,
 }
@@ -99,6 +101,7 @@ impl Mutant {
             Self::HashOrderInApply => {
                 unibus_machine::mutants::enable(unibus_machine::mutants::HASH_ORDER_IN_APPLY);
             }
+            Self::LeaseNeverLapses => unibus_raft_store::mutants::enable("lease-never-lapses"),
             Self::EnableLeaderRestore => {}
         }
         Ok(())
@@ -176,13 +179,14 @@ fn judge(seed: u64, sim: &Sim, report: &Report) -> ExitCode {
     let faults: Vec<_> = report.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     println!(
         "seed {seed:#x} {verdict}: trace {:016x} of {} events, {:.1} virtual s, {} acknowledged, {} unknown, {} read, \
-         faults: {}",
+         {} heard, faults: {}",
         report.digest.0,
         report.digest.1,
         report.virtual_nanos as f64 / 1e9,
         report.acked,
         report.unknown,
         report.read,
+        report.heard,
         if faults.is_empty() { "none".into() } else { faults.join(", ") },
     );
     if report.violations.is_empty() {

@@ -8,7 +8,7 @@ use unibus_client::Item;
 use unibus_proto::id::{ProducerId, RoomId};
 use unibus_proto::v1::{Delivery, Signed, delivery};
 
-use crate::history::{Entry, EntryId, History, Outcome, Publish, Reader};
+use crate::history::{Entry, EntryId, EphemeralSend, History, Listener, Outcome, Publish, Reader};
 use crate::sim::random::hash_bytes;
 use crate::sim::runtime::Handle;
 
@@ -93,6 +93,37 @@ impl Recorder {
             handle.note(&format!("reader {reader} goes on at {to} in {room}"));
         }
         self.history().readers[reader].moved.insert((room, to));
+    }
+
+    /// A client sends to the ephemeral room; answers the number of the message.
+    pub fn begin_ephemeral(&self, body: &[u8]) -> usize {
+        let send = EphemeralSend { body: hash_bytes(body), began: self.now_nanos(), outcome: Outcome::Unknown };
+        let mut history = self.history();
+        history.ephemeral.sends.push(send);
+        history.ephemeral.sends.len() - 1
+    }
+
+    /// The SDK answered.
+    pub fn end_ephemeral(&self, number: usize, outcome: Outcome) {
+        self.history().ephemeral.sends[number].outcome = outcome;
+    }
+
+    /// A new subscription of a user to the ephemeral room; answers its number.
+    pub fn listener(&self, name: &str, user: &str) -> usize {
+        let mut history = self.history();
+        history.ephemeral.listeners.push(Listener { name: name.into(), user: user.into(), received: Vec::new() });
+        history.ephemeral.listeners.len() - 1
+    }
+
+    /// It was given a message.
+    pub fn heard(&self, listener: usize, body: &[u8]) {
+        self.history().ephemeral.listeners[listener].received.push(hash_bytes(body));
+    }
+
+    /// The removal of a member of the ephemeral room was acknowledged.
+    pub fn removed(&self, user: &str) {
+        let at = self.now_nanos();
+        self.history().ephemeral.removed.insert(user.into(), at);
     }
 
     /// A reader was given something.

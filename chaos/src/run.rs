@@ -42,6 +42,8 @@ pub struct Report {
     pub unknown: usize,
     /// Entries given to readers.
     pub read: usize,
+    /// Ephemeral messages given to listeners.
+    pub heard: usize,
     /// Faults that hit, by kind.
     pub faults: BTreeMap<&'static str, u64>,
     /// Virtual time.
@@ -97,6 +99,7 @@ where
         acked: history.acked().count(),
         unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
         read: history.readers.iter().flat_map(|reader| reader.rooms.values()).map(Vec::len).sum(),
+        heard: history.ephemeral.listeners.iter().map(|listener| listener.received.len()).sum(),
         faults,
         virtual_nanos: handle.now_nanos(),
         digest: handle.digest(),
@@ -149,7 +152,19 @@ impl Run {
         locked(&self.fired).clone()
     }
 
-    fn platform(&self, number: u64) -> SimPlatform {
+    pub(crate) fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// The user of all stored rooms, and a second one for the ephemeral room.
+    fn members(&self, plan: &Plan) -> [Identity; 2] {
+        let mut random = Random::stream(plan.seed, "user", 1);
+        let bob = "bob".parse().expect("a valid handle");
+        let bob = Identity::generate(bob, DeviceKind::Service, 1, |buffer| random.fill(buffer));
+        [self.identity.clone(), bob]
+    }
+
+    pub(crate) fn platform(&self, number: u64) -> SimPlatform {
         let platform =
             SimPlatform::new(self.seed, number, self.cluster.hub().clone(), self.cluster.listeners().clone());
         locked(&self.clients).push(platform.endpoint());
@@ -158,6 +173,8 @@ impl Run {
 
     async fn all(&self, plan: &Plan) -> Result<(), Violation> {
         let rooms = self.set_up(plan).await?;
+        let members = self.members(plan);
+        self.start_ephemeral(plan, &members).await?;
         let readers = self.start_readers(plan);
         let producers = self.start_producers(plan, &rooms).await;
         let sampler = self.handle.spawn_in(Domain::HARNESS, self.clone().sample());
@@ -180,6 +197,7 @@ impl Run {
         self.converge().await?;
         self.handle.note("converged");
         self.drain(&readers, &rooms).await?;
+        self.drain_ephemeral(&members).await?;
         self.handle.note("drained");
         drop(sampler);
         self.power_cycle().await?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fake::{Cluster, Fault, ROOM};
 use unibus_client::proto::code::Outcome;
 use unibus_client::proto::limits::{BODY_BYTES_MAX, PRODUCER_WINDOW};
+use unibus_client::proto::v1::RoomPolicy;
 use unibus_client::{ClientEvent, ErrorCode, Message, Publisher};
 
 async fn publisher(cluster: &Cluster) -> Publisher {
@@ -299,4 +300,50 @@ async fn signs_in_again_when_the_node_does_not_take_the_token_any_more() {
     let faults = std::iter::repeat_n(Fault::Fail(ErrorCode::Unauthenticated, false), 9);
     cluster.lock().node(1).publish_faults.extend(faults);
     assert_eq!(publisher.send("c").await.unwrap_err().code, ErrorCode::Unauthenticated);
+}
+
+async fn ephemeral_publisher(cluster: &Cluster) -> Publisher {
+    cluster.lock().rooms.get_mut(&ROOM).unwrap().room.policy = Some(RoomPolicy::default());
+    publisher(cluster).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_an_ephemeral_room_are_sent_in_batches_and_have_no_place() {
+    let cluster = Cluster::new();
+    let publisher = ephemeral_publisher(&cluster).await;
+    let bodies = numbered(1_000);
+    let mut receipts = Vec::new();
+    for body in &bodies {
+        receipts.push(publisher.enqueue(body.clone()).await.unwrap());
+    }
+    for receipt in receipts {
+        let ack = receipt.await.unwrap();
+        assert_eq!((ack.sequence.0, ack.sent_to, ack.voters), (0, Some(2), 0));
+    }
+    assert_eq!(cluster.bodies(), bodies);
+    let requests: usize = cluster.lock().nodes.values().map(|node| node.requests.len()).sum();
+    assert!(requests < 100, "messages travel in batches, not in {requests} requests");
+    publisher.close().await.unwrap();
+    let named = cluster.client().await.publisher(ROOM).named("again").open().await.unwrap_err();
+    assert_eq!(named.code, ErrorCode::Invalid);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_an_ephemeral_room_only_what_was_certainly_not_sent_is_sent_again() {
+    let cluster = Cluster::new();
+    let publisher = ephemeral_publisher(&cluster).await;
+    let strike =
+        |fault: Fault| (1..=3).for_each(|node| cluster.lock().node(node).publish_faults = [fault.clone()].into());
+    let forgive = || (1..=3).for_each(|node| cluster.lock().node(node).publish_faults.clear());
+    strike(Fault::Fail(ErrorCode::NoLeader, false));
+    assert_eq!(publisher.send("a").await.unwrap().sent_to, Some(2), "another node took it");
+    for fault in [Fault::BreakBefore, Fault::BreakAfter, Fault::HangAfter] {
+        forgive();
+        strike(fault.clone());
+        let error = publisher.send(format!("{fault:?}")).await.unwrap_err();
+        assert_eq!((error.code, error.outcome), (ErrorCode::OutcomeUnknown, Outcome::Unknown), "{fault:?}");
+    }
+    forgive();
+    publisher.send("z").await.unwrap();
+    assert_eq!(cluster.bodies(), ["a", "BreakAfter", "HangAfter", "z"], "nothing twice, and the publisher goes on");
 }

@@ -52,6 +52,13 @@ pub const DEVICE_LIST_BYTES_MAX: usize = 256 << 10;
 pub const SUBSCRIPTIONS_MAX: usize = 10_000;
 /// Bytes queued for a subscriber before it goes back to reading from disk.
 pub const SUBSCRIBER_QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of ephemeral messages queued for another node before the oldest are dropped.
+pub const EPHEMERAL_QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Ephemeral rooms that the subscribers of a node listen to.
+pub const EPHEMERAL_ROOMS_PER_NODE_MAX: usize = 100_000;
+/// A node serves the ephemeral rooms of a shard while it was confirmed within this time that it has applied
+/// what was committed: an election is shorter, and no caller waits longer for a leader.
+pub const LEASE: Duration = Duration::from_secs(2);
 /// Unresolved messages of a producer, and how many of its answers are kept at least.
 pub const PRODUCER_WINDOW: u64 = 1_024;
 /// Live producers of a user in a room.
@@ -100,6 +107,7 @@ const _: () = {
     assert!(BATCH_BYTES_MAX < DECODE_BYTES_MAX);
     assert!(DECODE_BYTES_MAX + ENTRY_BYTES_TARGET < PEER_FRAME_BYTES_MAX);
     assert!(SUBSCRIBER_QUEUE_BYTES_MAX >= 2 * (BODY_BYTES_MAX + HEADERS_BYTES_MAX));
+    assert!(EPHEMERAL_QUEUE_BYTES_MAX >= 2 * (BODY_BYTES_MAX + HEADERS_BYTES_MAX));
     assert!(BATCH_MESSAGES_MAX as u64 <= PRODUCER_WINDOW);
     assert!(PAGE_DEFAULT <= PAGE_MAX);
     assert!(DEVICE_BUNDLE_BYTES_MAX < ROSTER_ENTRY_BYTES_MAX);

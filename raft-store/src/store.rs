@@ -112,7 +112,7 @@ impl<E: Env> Store<E> {
             Purpose::Append(group) => (StreamKind::Replication, group.group),
             Purpose::Control(group) => (StreamKind::Heartbeat, group.group),
             Purpose::Snapshot(group) => (StreamKind::Snapshot, group.group),
-            Purpose::Node(_) | Purpose::Formation(_) | Purpose::Join(_) => return,
+            Purpose::Node(_) | Purpose::Ephemeral(_) | Purpose::Formation(_) | Purpose::Join(_) => return,
         };
         let Some(group) = self.group(GroupId(group)) else {
             return tracing::warn!(%peer, group, "peer opened a stream of a group that this node does not have");

@@ -43,6 +43,17 @@ impl Entries {
     }
 }
 
+/// Messages of one ephemeral room that travel together. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Burst {
+    /// The room.
+    pub room: RoomId,
+    /// How many; at least one.
+    pub count: u32,
+    /// As a chunk of a `DeliveryBatch`.
+    pub bytes: Bytes,
+}
+
 /// Joins entries of one room that follow each other.
 #[derive(Debug, Default)]
 pub struct Joiner<'a> {

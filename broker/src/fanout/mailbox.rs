@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use unibus_proto::id::RoomId;
 use unibus_proto::limits::SUBSCRIBER_QUEUE_BYTES_MAX;
 
-use super::Entries;
+use super::{Burst, Entries};
 
 /// Notices about members and access that may wait: beyond it the subscription is closed, resumable.
 const NOTICES_MAX: usize = 10_000;
@@ -32,13 +32,18 @@ pub enum Item {
     Access,
     /// A snapshot took the place of entries: anything may have changed, look at everything again.
     Reset,
+    /// Messages of an ephemeral room. They are nowhere else: what does not fit is lost.
+    Ephemeral(Burst),
+    /// A lease has lapsed: look whether those that the subscription rests on hold.
+    Lease,
 }
 
 impl Item {
     fn bytes(&self) -> usize {
         match self {
             Self::Entries(entries) => ITEM_BYTES + entries.bytes.len(),
-            Self::Member { .. } | Self::Access | Self::Reset => 0,
+            Self::Ephemeral(burst) => ITEM_BYTES + burst.bytes.len(),
+            Self::Member { .. } | Self::Access | Self::Reset | Self::Lease => 0,
         }
     }
 }
@@ -51,8 +56,12 @@ pub struct Mailbox {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Item>,
+    /// Items with their place in the order of both queues.
+    queue: VecDeque<(u64, Item)>,
     bytes: usize,
+    ephemeral: VecDeque<(u64, Burst)>,
+    ephemeral_bytes: usize,
+    last_place: u64,
     notices: usize,
     /// Rooms whose entries are wanted here; of the others the subscriber reads the segments.
     live: BTreeSet<RoomId>,
@@ -71,24 +80,15 @@ impl Mailbox {
     /// Puts an item in. Entries of rooms that are not live are ignored; when the bound is reached, all
     /// queued entries are dropped and their rooms are no longer live.
     pub fn push(&self, item: Item) {
-        let mut state = self.state();
-        match &item {
-            Item::Entries(entries) if !state.live.contains(&entries.room) => return,
-            Item::Entries(entries) if state.bytes + item.bytes() > SUBSCRIBER_QUEUE_BYTES_MAX => {
-                state.drop_entries(entries.room);
-            }
-            Item::Entries(_) => {
-                state.bytes += item.bytes();
-                state.queue.push_back(item);
-            }
-            Item::Member { .. } | Item::Access | Item::Reset if state.notices >= NOTICES_MAX => state.overrun = true,
-            Item::Member { .. } | Item::Access | Item::Reset => {
-                state.notices += 1;
-                state.queue.push_back(item);
-            }
-        }
-        drop(state);
+        self.state().push(item);
         self.wake.try_send(()).ok();
+    }
+
+    /// Puts ephemeral messages in; how many older ones had to go when the bound was reached.
+    pub fn push_burst(&self, burst: Burst) -> u64 {
+        let lost = self.state().push_burst(burst);
+        self.wake.try_send(()).ok();
+        lost
     }
 
     /// Moves the next items to the end of `out`: about `bytes_max` bytes of entries, at least one item.
@@ -96,16 +96,10 @@ impl Mailbox {
         let mut state = self.state();
         let (mut bytes, mut notices) = (0, 0);
         while bytes < bytes_max && notices < NOTICES_AT_ONCE {
-            let Some(item) = state.queue.pop_front() else { return };
+            let Some(item) = state.pop() else { return };
             match &item {
-                Item::Entries(_) => {
-                    bytes += item.bytes();
-                    state.bytes -= item.bytes();
-                }
-                Item::Member { .. } | Item::Access | Item::Reset => {
-                    notices += 1;
-                    state.notices -= 1;
-                }
+                Item::Entries(_) | Item::Ephemeral(_) => bytes += item.bytes(),
+                Item::Member { .. } | Item::Access | Item::Reset | Item::Lease => notices += 1,
             }
             out.push_back(item);
         }
@@ -137,9 +131,63 @@ impl Mailbox {
 }
 
 impl State {
+    fn push(&mut self, item: Item) {
+        let item = match item {
+            Item::Ephemeral(burst) => {
+                self.push_burst(burst);
+                return;
+            }
+            item => item,
+        };
+        match &item {
+            Item::Entries(entries) if !self.live.contains(&entries.room) => return,
+            Item::Entries(entries) if self.bytes + item.bytes() > SUBSCRIBER_QUEUE_BYTES_MAX => {
+                return self.drop_entries(entries.room);
+            }
+            Item::Entries(_) => self.bytes += item.bytes(),
+            _ if self.notices >= NOTICES_MAX => return self.overrun = true,
+            _ => self.notices += 1,
+        }
+        self.last_place += 1;
+        self.queue.push_back((self.last_place, item));
+    }
+
+    fn push_burst(&mut self, burst: Burst) -> u64 {
+        let (size, mut lost) = (ITEM_BYTES + burst.bytes.len(), 0);
+        while self.ephemeral_bytes + size > SUBSCRIBER_QUEUE_BYTES_MAX {
+            let Some((_, oldest)) = self.pop_burst() else { break };
+            lost += u64::from(oldest.count);
+        }
+        self.ephemeral_bytes += size;
+        self.last_place += 1;
+        self.ephemeral.push_back((self.last_place, burst));
+        lost
+    }
+
+    fn pop_burst(&mut self) -> Option<(u64, Burst)> {
+        let (place, burst) = self.ephemeral.pop_front()?;
+        self.ephemeral_bytes -= ITEM_BYTES + burst.bytes.len();
+        Some((place, burst))
+    }
+
+    /// The next item of both queues.
+    fn pop(&mut self) -> Option<Item> {
+        let place = |front: Option<u64>| front.unwrap_or(u64::MAX);
+        let other = place(self.queue.front().map(|(place, _)| *place));
+        if place(self.ephemeral.front().map(|(place, _)| *place)) < other {
+            return self.pop_burst().map(|(_, burst)| Item::Ephemeral(burst));
+        }
+        let (_, item) = self.queue.pop_front()?;
+        match &item {
+            Item::Entries(_) => self.bytes -= item.bytes(),
+            _ => self.notices -= 1,
+        }
+        Some(item)
+    }
+
     fn drop_entries(&mut self, also: RoomId) {
         let mut dropped = BTreeSet::from([also]);
-        self.queue.retain(|item| match item {
+        self.queue.retain(|(_, item)| match item {
             Item::Entries(entries) => {
                 dropped.insert(entries.room);
                 false
@@ -215,6 +263,31 @@ mod tests {
         assert!(taken(&mailbox, 1).is_empty(), "the room is read from the segments now");
         mailbox.push(entries(other, 1, 1));
         assert_eq!(taken(&mailbox, 1).len(), 1, "the other room was not hurt");
+    }
+
+    fn burst(n: u8, bytes: usize) -> Burst {
+        Burst { room: ROOM, count: 10, bytes: vec![n; bytes].into() }
+    }
+
+    #[test]
+    fn of_ephemeral_messages_the_oldest_are_dropped_and_counted_and_nothing_else_is() {
+        let (mailbox, _woken) = Mailbox::new();
+        mailbox.set_live(ROOM);
+        assert_eq!(mailbox.push_burst(burst(1, SUBSCRIBER_QUEUE_BYTES_MAX / 2)), 0);
+        mailbox.push(entries(ROOM, 1, SUBSCRIBER_QUEUE_BYTES_MAX / 2));
+        mailbox.push(Item::Member { room: ROOM, is_member: false });
+        assert_eq!(mailbox.push_burst(burst(2, SUBSCRIBER_QUEUE_BYTES_MAX / 3)), 0);
+        assert_eq!(mailbox.push_burst(burst(3, SUBSCRIBER_QUEUE_BYTES_MAX / 3)), 10, "the first goes");
+        let words = taken(&mailbox, usize::MAX).into_iter().map(|item| match item {
+            Item::Ephemeral(burst) => format!("burst {}", burst.bytes[0]),
+            Item::Entries(entries) => format!("entry {}", entries.first),
+            other => format!("{other:?}"),
+        });
+        let member = Item::Member { room: ROOM, is_member: false };
+        let expected = ["entry 1".into(), format!("{member:?}"), "burst 2".into(), "burst 3".into()];
+        assert_eq!(words.collect::<Vec<_>>(), expected, "in the order in which they came");
+        let state = mailbox.state();
+        assert_eq!((state.bytes, state.ephemeral_bytes, state.notices), (0, 0, 0));
     }
 
     #[test]

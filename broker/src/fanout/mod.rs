@@ -18,7 +18,7 @@ use unibus_raft_store::AppliedEntry;
 use unibus_raft_store::env::{Env, spawn};
 
 use crate::shard::Shards;
-pub use entries::{CHUNK_BYTES, Entries, Joiner};
+pub use entries::{Burst, CHUNK_BYTES, Entries, Joiner};
 pub use mailbox::{Item, Mailbox};
 pub use registry::{Registration, Registry};
 

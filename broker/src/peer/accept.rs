@@ -57,6 +57,7 @@ impl<E: Env> Acceptor<E> {
             Purpose::Join(_) => self.members.serve_join(peer, accepted.directory, accepted.duplex).await,
             Purpose::Formation(_) => self.formation.serve(peer, accepted.duplex).await,
             Purpose::Node(_) => self.service.serve_link(peer, accepted.duplex).await,
+            Purpose::Ephemeral(_) => self.service.serve_ephemeral(peer, accepted.duplex).await,
             purpose @ (Purpose::Append(_) | Purpose::Control(_) | Purpose::Snapshot(_)) => {
                 self.store.serve_raft(peer, purpose, accepted.duplex).await;
             }

@@ -14,6 +14,9 @@ pub struct Counters {
     sign_ins: AtomicU64,
     sign_ins_failed: AtomicU64,
     forwarded: AtomicU64,
+    ephemeral_sent: AtomicU64,
+    ephemeral_delivered: AtomicU64,
+    ephemeral_dropped: AtomicU64,
     rejected: Mutex<BTreeMap<ErrorCode, u64>>,
 }
 
@@ -30,6 +33,12 @@ pub struct Counted {
     pub sign_ins_failed: u64,
     /// Log entries that were sent to the leader on another node: clients go there themselves where they can.
     pub forwarded: u64,
+    /// Messages of ephemeral rooms that clients of this node sent.
+    pub ephemeral_sent: u64,
+    /// Messages of ephemeral rooms that were handed to clients of this node.
+    pub ephemeral_delivered: u64,
+    /// Messages of ephemeral rooms that found a full queue or lost their connection, each time they did.
+    pub ephemeral_dropped: u64,
     /// Requests and messages that were refused, by why.
     pub rejected: BTreeMap<ErrorCode, u64>,
 }
@@ -56,6 +65,21 @@ impl Counters {
         self.forwarded.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Ephemeral messages were sent.
+    pub(crate) fn ephemeral_sent(&self, count: u64) {
+        self.ephemeral_sent.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Ephemeral messages were handed out.
+    pub(crate) fn ephemeral_delivered(&self, count: u64) {
+        self.ephemeral_delivered.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Ephemeral messages were dropped.
+    pub(crate) fn ephemeral_dropped(&self, count: u64) {
+        self.ephemeral_dropped.fetch_add(count, Ordering::Relaxed);
+    }
+
     /// A request, or a message of one, was refused.
     pub(crate) fn rejected(&self, code: ErrorCode) {
         *self.rejected.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
@@ -70,6 +94,9 @@ impl Counters {
             sign_ins: read(&self.sign_ins),
             sign_ins_failed: read(&self.sign_ins_failed),
             forwarded: read(&self.forwarded),
+            ephemeral_sent: read(&self.ephemeral_sent),
+            ephemeral_delivered: read(&self.ephemeral_delivered),
+            ephemeral_dropped: read(&self.ephemeral_dropped),
             rejected: self.rejected.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use futures::FutureExt;
 use unibus_machine::StoredDelivery;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{GroupId, ProducerId, RoomId};
@@ -22,7 +23,8 @@ use super::{Caller, Failure, Outcome, Service, check};
 const RANGE_BYTES_MAX: usize = BATCH_BYTES_MAX / 2;
 
 impl<E: Env> Service<E> {
-    /// Stores messages; the answer comes when they are fsynced on a majority.
+    /// Stores messages; the answer comes when they are fsynced on a majority. Those of an ephemeral room are
+    /// sent.
     pub async fn publish(&self, caller: &Caller, request: PublishRequest) -> Outcome<PublishResponse> {
         self.admit_publish(caller, request).await?.await
     }
@@ -38,7 +40,12 @@ impl<E: Env> Service<E> {
         let room = RoomId::from_bytes(&request.room_id)?;
         ProducerId::from_bytes(&request.producer_id)?;
         check::publish(&request)?;
-        let Access { shard, .. } = self.publishable(caller, room).await?;
+        let access = self.publishable(caller, room).await?;
+        if Self::is_ephemeral(&access) {
+            let sent = self.publish_ephemeral(caller, request, &access).await?;
+            return Ok(std::future::ready(Ok(sent)).left_future());
+        }
+        let Access { shard, .. } = access;
         let tag = request.request;
         let group = PublishGroup {
             room_id: request.room_id,
@@ -51,7 +58,7 @@ impl<E: Env> Service<E> {
         };
         let queued = self.shards().publish(shard, group)?;
         let service = self.clone();
-        Ok(async move {
+        let stored = async move {
             let published = queued.await?;
             service.count_outcomes(&published.outcomes);
             Ok(PublishResponse {
@@ -62,7 +69,8 @@ impl<E: Env> Service<E> {
                 voters: published.voters,
                 failure: None,
             })
-        })
+        };
+        Ok(stored.right_future())
     }
 
     fn count_outcomes(&self, outcomes: &[PublishOutcome]) {
@@ -70,7 +78,7 @@ impl<E: Env> Service<E> {
             match outcome {
                 Some(publish_outcome::Outcome::Stored(_)) => self.counters().published(u64::from(*count)),
                 Some(publish_outcome::Outcome::Reject(reject)) => self.counters().rejected(reject.error_code()),
-                Some(publish_outcome::Outcome::Duplicate(_)) | None => {}
+                Some(publish_outcome::Outcome::Duplicate(_) | publish_outcome::Outcome::Accepted(_)) | None => {}
             }
         }
     }

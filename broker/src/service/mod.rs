@@ -2,7 +2,8 @@
 //!
 //! The node composes it as follows (all that `node.rs` needs to know):
 //! - `Service::new(ServiceParts { .. })` once the groups are open; it starts its own tasks;
-//! - `service.serve_link(peer, duplex).await` for each accepted peer stream whose purpose is `node`;
+//! - `service.serve_link(peer, duplex).await` for each accepted peer stream whose purpose is `node`,
+//!   `service.serve_ephemeral(peer, duplex).await` for each whose purpose is `ephemeral`;
 //! - `service.local_status()`, `service.subscriptions()`, `service.peers_reachable()` for the admin port;
 //! - `service.hand_over().await`, then `service.stop()` at shutdown;
 //! - `api::routes(service)` is the gRPC surface.
@@ -14,6 +15,7 @@ mod check;
 mod cluster;
 mod counters;
 mod devices;
+mod ephemeral;
 mod failure;
 mod groups;
 mod messages;
@@ -37,6 +39,7 @@ use unibus_proto::peer::{Exchange, NodeError, node_request::Request, node_respon
 use unibus_proto::v1::ConfigValue;
 use unibus_raft_store::env::{Clock, Duplex, Env, InstantOf, now, spawn};
 
+use crate::ephemeral::Ephemeral;
 use crate::fanout::{self, Registry};
 use crate::peer::exchange::Peers;
 use crate::peer::link::{self, Answer};
@@ -64,6 +67,7 @@ struct Inner<E: Env> {
     parts: ServiceParts<E>,
     shards: Shards<E>,
     registry: Arc<Registry>,
+    ephemeral: Ephemeral<E>,
     challenges: Mutex<Challenges<E>>,
     tokens: Mutex<Tokens>,
     counters: Arc<Counters>,
@@ -85,11 +89,14 @@ impl<E: Env> Service<E> {
             Shards::start(parts.env.clone(), parts.identity.node, groups, peers.clone(), Arc::clone(&counters));
         let registry = Arc::new(Registry::default());
         fanout::start(&shards, &registry);
+        let (env, identity) = (parts.env.clone(), parts.identity);
+        let ephemeral = Ephemeral::start(env, identity, shards.clone(), Arc::clone(&registry), Arc::clone(&counters));
         let service = Self {
             inner: Arc::new(Inner {
                 parts,
                 shards,
                 registry,
+                ephemeral,
                 challenges: Mutex::default(),
                 tokens: Mutex::default(),
                 counters,
@@ -110,6 +117,11 @@ impl<E: Env> Service<E> {
     /// Serves a `node` stream that a peer opened, until it ends.
     pub async fn serve_link(&self, peer: NodeId, duplex: Duplex<E::Net>) {
         link::serve::<E>(peer, duplex, self.clone()).await;
+    }
+
+    /// Serves an `ephemeral` stream that a peer opened, until it ends.
+    pub async fn serve_ephemeral(&self, peer: NodeId, duplex: Duplex<E::Net>) {
+        self.inner.ephemeral.serve(peer, duplex).await;
     }
 
     /// This node's groups.
@@ -167,6 +179,7 @@ impl<E: Env> Service<E> {
     /// Refuses new requests with `Draining` and ends all subscriptions, which the clients resume elsewhere.
     pub fn stop(&self) {
         self.inner.running.close();
+        self.inner.ephemeral.stop();
     }
 
     /// Resolves when the node stops.

@@ -214,7 +214,7 @@ impl<E: Env> Shards<E> {
         Failure::new(ErrorCode::OutcomeUnknown, format!("propose to group {group}: {why} ({cause})"))
     }
 
-    fn quorum_cause(&self, group: GroupId) -> String {
+    pub(crate) fn quorum_cause(&self, group: GroupId) -> String {
         let Ok(replica) = self.group(group) else { return "unknown group".into() };
         let voters = replica.status().voters;
         let (all, needed) = (voters.len(), voters.len() / 2 + 1);

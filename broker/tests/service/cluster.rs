@@ -359,6 +359,23 @@ impl Reader {
         }
     }
 
+    /// Messages of ephemeral rooms, as room, number and body, until `count` have come.
+    pub async fn bursts(&mut self, count: usize) -> Vec<(String, u64, String)> {
+        let mut found = Vec::new();
+        while found.len() < count {
+            let next = timeout::<HubEnv, _>(PATIENCE, self.subscription.next()).await.expect("an element in time");
+            let item = next.expect("the stream goes on").expect("no failure").item;
+            let Some(subscribe_response::Item::Ephemeral(batch)) = item else { continue };
+            for delivery in batch.deliveries().unwrap() {
+                assert_eq!(delivery.sequence, 0, "it has no place on the timeline");
+                let Some(delivery::Entry::Message(message)) = delivery.entry else { panic!("no message") };
+                let body = String::from_utf8(message.body.to_vec()).unwrap();
+                found.push((batch.subject.to_string(), message.number, body));
+            }
+        }
+        found
+    }
+
     /// All sequences until the stream ends, and how it ended.
     pub async fn drain(&mut self) -> (Vec<u64>, Option<Failure>) {
         let mut sequences = Vec::new();

@@ -4,6 +4,7 @@
 
 mod auth;
 mod cluster;
+mod ephemeral;
 mod failover;
 mod grpc;
 mod leaders;

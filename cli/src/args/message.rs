@@ -12,6 +12,8 @@ use crate::parse::{self, StartAt};
 /// Each message is acknowledged when it is fsynced on a majority of the nodes; a lost answer is retried
 /// with the same id, so nothing is stored twice. What was stored is said on standard error:
 /// `stored: sequence 1..4711, fsynced on a majority of 3`.
+///
+/// Messages to an ephemeral room are sent once to whoever is subscribed: `sent to 2 nodes, not stored`.
 #[derive(Debug, clap::Args)]
 #[command(
     before_help = "Examples:
@@ -58,6 +60,9 @@ pub struct PubArgs {
 ///
 /// A filter selects rooms: `*` stands for one token, a last `>` for one or more. Rooms created later are
 /// included. When a node fails, another goes on where it stopped: no gap, no duplicate.
+///
+/// The messages of ephemeral rooms come while they are published, or never: such a room cannot be read from
+/// earlier on, nor to an end.
 ///
 /// One message per line: time, subject, sequence, user, body. Binary bodies are shown by length and first
 /// bytes; `--raw` and `--json` give them whole.

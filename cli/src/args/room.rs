@@ -14,7 +14,8 @@ pub enum RoomCommand {
     #[command(
         before_help = "Examples:
   unibusctl room create ops.dpkg --plaintext
-  unibusctl room create ops.metrics --plaintext --retain-age 7d --retain-bytes 1GiB",
+  unibusctl room create ops.metrics --plaintext --retain-age 7d --retain-bytes 1GiB
+  unibusctl room create live.cpu --plaintext --ephemeral",
         after_help = "Next: unibusctl pub SUBJECT --lines < FILE"
     )]
     Create {
@@ -23,6 +24,10 @@ pub enum RoomCommand {
         /// The nodes may read the messages. Required: encrypted rooms do not exist yet
         #[arg(long)]
         plaintext: bool,
+        /// Store no messages: each goes at once to whoever is subscribed, at most once. For ever: a room does not
+        /// change from one to the other
+        #[arg(long, conflicts_with_all = ["retain_age", "retain_bytes", "retain_messages"])]
+        ephemeral: bool,
         #[command(flatten)]
         retain: RetainArgs,
     },

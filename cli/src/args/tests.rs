@@ -167,3 +167,12 @@ fn wrong_usage_is_refused_with_a_suggestion() {
         assert!(error.to_string().contains(words), "{line}: {error}");
     }
 }
+
+#[test]
+fn what_is_not_stored_cannot_be_retained() {
+    assert!(parse("unibusctl room create live.cpu --plaintext --ephemeral").is_ok());
+    for retain in ["--retain-age 7d", "--retain-bytes 1GiB", "--retain-messages 10"] {
+        let both = parse(&format!("unibusctl room create live.cpu --plaintext --ephemeral {retain}"));
+        assert!(both.is_err(), "{retain} was taken");
+    }
+}

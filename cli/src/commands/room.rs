@@ -17,7 +17,12 @@ use crate::time::rfc3339;
 /// Runs a command of `room`.
 pub async fn run(command: &RoomCommand, global: &Global, out: Output) -> Result<()> {
     match command {
-        RoomCommand::Create { subject, plaintext, retain } => create(subject, *plaintext, *retain, global, out).await,
+        RoomCommand::Create { subject, plaintext, ephemeral, retain } => {
+            if !plaintext {
+                return Err(refuse_encrypted(subject));
+            }
+            create(subject, !ephemeral, *retain, global, out).await
+        }
         RoomCommand::Update { subject, retain } => update(subject, *retain, global, out).await,
         RoomCommand::List { filter, limit } => {
             list(&Session::open(global, out)?.client, filter.as_ref(), *limit, out).await
@@ -37,13 +42,9 @@ fn refuse_encrypted(subject: &Subject) -> Failure {
         .remedy(format!("unibusctl room create {subject} --plaintext"))
 }
 
-async fn create(subject: &Subject, plaintext: bool, retain: RetainArgs, global: &Global, out: Output) -> Result<()> {
-    if !plaintext {
-        return Err(refuse_encrypted(subject));
-    }
+async fn create(subject: &Subject, persist: bool, retain: RetainArgs, global: &Global, out: Output) -> Result<()> {
     let client = Session::open(global, out)?.client;
-    let policy = RoomPolicy { persist: true, ..RoomPolicy::default() };
-    let policy = with_retention(policy, retain);
+    let policy = with_retention(RoomPolicy { persist, ..RoomPolicy::default() }, retain);
     let made =
         client.create_room(subject, policy).await.during(format!("create room {subject}")).map_err(|failure| {
             if failure.code == ErrorCode::AlreadyExists.as_str() {
@@ -52,8 +53,12 @@ async fn create(subject: &Subject, plaintext: bool, retain: RetainArgs, global: 
             failure
         })?;
     out.either("room", || describe(&made.room), || subject.to_string())?;
+    let next = match persist {
+        true => format!("unibusctl pub {subject} --lines < FILE"),
+        false => format!("unibusctl sub {subject}, and elsewhere: unibusctl pub {subject} MESSAGE"),
+    };
     out.hint(format!(
-        "created: sequence 0 in shard s{}, fsynced on a majority; you are its admin\nnext: unibusctl pub {subject} --lines < FILE",
+        "created: sequence 0 in shard s{}, fsynced on a majority; you are its admin\nnext: {next}",
         made.room.shard
     ));
     Ok(())
@@ -90,6 +95,9 @@ fn with_retention(policy: RoomPolicy, retain: RetainArgs) -> RoomPolicy {
 }
 
 fn retention_words(policy: &RoomPolicy) -> String {
+    if !policy.persist {
+        return "nothing but the roster: messages go to whoever is subscribed".into();
+    }
     let retention = policy.retention.unwrap_or_default();
     let mut words = Vec::new();
     if retention.max_age_ms > 0 {
@@ -347,5 +355,6 @@ mod tests {
         assert_eq!(retention_words(&more), "1.0 GiB, 100,000 entries");
         assert_eq!(with_retention(more, given(None, Some(0), Some(0))), policy);
         assert_eq!(retention_words(&policy), "everything");
+        assert!(retention_words(&RoomPolicy::default()).starts_with("nothing but the roster"));
     }
 }

@@ -129,7 +129,7 @@ impl Sink {
         if let Item::Message(message) = item {
             self.messages += 1;
             self.bytes += message.body.len() as u64;
-            self.last = Some(message.sequence.0);
+            self.last = (!message.ephemeral).then_some(message.sequence.0).or(self.last);
         }
         write_item(&mut self.writer, item, self.style)
     }
@@ -150,7 +150,8 @@ fn write_item(writer: &mut impl Write, item: &Item, style: Style) -> io::Result<
         }
         (Style::Text { width }, Item::Message(message)) => {
             let (time, body) = (rfc3339(message.time_ms), preview(&message.body, width));
-            writeln!(writer, "{time}\t{}\t{}\t{}\t{body}", message.subject, message.sequence, message.user)
+            let place = place(message).map_or_else(|| "-".into(), |sequence| sequence.to_string());
+            writeln!(writer, "{time}\t{}\t{place}\t{}\t{body}", message.subject, message.user)
         }
         (Style::Text { .. }, Item::Roster(change)) => {
             let (time, event) = (rfc3339(change.time_ms), change.event.as_ref());
@@ -174,6 +175,11 @@ fn roster_words(event: &RosterEvent) -> String {
     }
 }
 
+/// Its sequence; none in an ephemeral room.
+fn place(message: &Received) -> Option<u64> {
+    (!message.ephemeral).then_some(message.sequence.0)
+}
+
 /// The JSON shape of a message.
 fn describe(message: &Received) -> Value {
     let headers: Vec<_> =
@@ -181,7 +187,8 @@ fn describe(message: &Received) -> Value {
     json!({
         "room_id": message.room_id.to_string(),
         "subject": &*message.subject,
-        "sequence": message.sequence.0,
+        "sequence": place(message),
+        "ephemeral": message.ephemeral,
         "time": rfc3339(message.time_ms),
         "user": &*message.user,
         "device": message.device.to_string(),
@@ -218,6 +225,7 @@ mod tests {
             room_id: RoomId([7; 16]),
             subject: "ops.dpkg".into(),
             sequence: Sequence(4711),
+            ephemeral: false,
             time_ms: 1_709_210_096_789,
             user: "alice".into(),
             device: Default::default(),
@@ -270,6 +278,16 @@ mod tests {
         );
         assert_eq!(written(&roster(), text), "1970-01-01T00:00:00.000Z\tops.dpkg\t1\talice\t* added bob as reader\n");
         assert_eq!(written(&Item::CaughtUp, text), "");
+    }
+
+    #[test]
+    fn what_is_not_stored_has_no_place() {
+        let Item::Message(message) = message(b"x") else { panic!("a message") };
+        let item = Item::Message(Received { sequence: Sequence(0), ephemeral: true, ..message });
+        let text = written(&item, Style::Text { width: None });
+        assert_eq!(text, "2024-02-29T12:34:56.789Z\tops.dpkg\t-\talice\tx\n");
+        let value: Value = serde_json::from_str(&written(&item, Style::Json)).unwrap();
+        assert_eq!((value["sequence"].is_null(), value["ephemeral"].as_bool()), (true, Some(true)));
     }
 
     #[test]

@@ -6,8 +6,12 @@
 //! node dies or another one leads, the same numbers are sent again in order from the first that has no
 //! answer; the room stores each number once. `window` decides what to send and what an answer means,
 //! `actor` does it, `lane` is the stream to a node.
+//!
+//! Rooms whose policy has `persist = false` are ephemeral: a message is sent once to whoever is subscribed
+//! (`ephemeral`), and one whose answer is lost fails.
 
 mod actor;
+mod ephemeral;
 mod lane;
 mod message;
 mod window;
@@ -31,12 +35,14 @@ use crate::platform::{Platform, random};
 use crate::rooms::RoomKey;
 use crate::{Client, Error, ErrorCode};
 use actor::{Actor, Command, Push};
+use ephemeral::EphemeralActor;
 
 /// Bytes of unresolved messages of a publisher: two full requests, so that the next is ready while one
 /// is on its way.
 const WINDOW_BYTES_MAX: usize = 2 * BATCH_BYTES_MAX;
 
-/// What became of a message: stored, fsynced on a majority of the shard's voters.
+/// What became of a message: stored, fsynced on a majority of the shard's voters; or sent, if the room is
+/// ephemeral.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
     /// Its place on the room's timeline; 0 for a duplicate so old that its place is not kept.
@@ -45,8 +51,11 @@ pub struct Ack {
     pub duplicate: bool,
     /// Log time of the answer, milliseconds since the Unix epoch.
     pub time_ms: u64,
-    /// Nodes of the room's shard that vote.
+    /// Nodes of the room's shard that vote; 0 for an ephemeral room.
     pub voters: u32,
+    /// Of an ephemeral room, which stores nothing and has no sequence but 0: how many nodes with subscribers it
+    /// was sent to.
+    pub sent_to: Option<u32>,
 }
 
 /// The answer to a message that was enqueued. Answers of a publisher resolve in order.
@@ -116,8 +125,16 @@ impl<P: Platform> PublisherBuilder<P> {
         // Bounded by the window: each message in it holds a permit.
         let (commands, inbox) = mpsc::unbounded_channel();
         let (platform, named) = (core.platform.clone(), self.producer_id.is_some());
-        let actor = Actor::new(core, room_id, GroupId(room.shard), producer_id, named, self.patience, inbox);
-        platform.spawn(Box::pin(actor.run()));
+        if room.policy.is_some_and(|policy| !policy.persist) {
+            if named {
+                return Err(not_resumable(&room));
+            }
+            let actor = EphemeralActor::new(core, room_id, producer_id, self.patience, inbox);
+            platform.spawn(Box::pin(actor.run()));
+        } else {
+            let actor = Actor::new(core, room_id, GroupId(room.shard), producer_id, named, self.patience, inbox);
+            platform.spawn(Box::pin(actor.run()));
+        }
         Ok(Publisher {
             room,
             producer_id,
@@ -132,7 +149,8 @@ impl<P: Platform> PublisherBuilder<P> {
 /// waits for that.
 ///
 /// When a message finds no answer within the patience, it is not known what became of it, and as the
-/// order is kept nothing after it can be sent: all unresolved messages fail, and the publisher with them.
+/// order is kept nothing after it can be sent: all unresolved messages fail, and the publisher with them. In
+/// an ephemeral room only those fail that may or may not have been sent.
 #[derive(Debug)]
 pub struct Publisher {
     room: v1::Room,
@@ -153,13 +171,13 @@ impl Publisher {
         self.producer_id
     }
 
-    /// Publishes a message and waits until it is stored.
+    /// Publishes a message and waits until it is stored, or sent.
     pub async fn send(&self, message: impl Into<Message>) -> Result<Ack, Error> {
         self.enqueue(message).await?.await
     }
 
     /// Puts a message on its way and returns the future of its answer. Waits only while the window is
-    /// full. Messages are stored in the order of these calls.
+    /// full. Messages are stored, or sent, in the order of these calls.
     pub async fn enqueue(&self, message: impl Into<Message>) -> Result<Receipt, Error> {
         let message = message.into();
         message.check()?;
@@ -184,6 +202,15 @@ impl Publisher {
     pub async fn close(self) -> Result<(), Error> {
         self.flush().await
     }
+}
+
+fn not_resumable(room: &v1::Room) -> Error {
+    let message = format!(
+        "publish to {}: found a producer of an earlier run, but the room is ephemeral and remembers none; publish \
+         without it",
+        room.subject
+    );
+    Error::new(ErrorCode::Invalid, message)
 }
 
 fn closed() -> Error {

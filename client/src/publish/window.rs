@@ -185,6 +185,7 @@ impl Window {
                 duplicate,
                 time_ms: response.time_ms,
                 voters: response.voters,
+                sent_to: None,
             };
             match &became.outcome {
                 Some(Became::Stored(stored)) => {
@@ -199,7 +200,8 @@ impl Window {
                 Some(Became::Reject(reject)) if uses_number(reject.error_code()) => {
                     numbers.for_each(|number| self.settle(number, Err(Error::from_reject(reject))));
                 }
-                Some(Became::Reject(_)) | None => {}
+                // An answer that fits no stored room leaves the message without one.
+                Some(Became::Reject(_) | Became::Accepted(_)) | None => {}
             }
         }
         self.resolve();

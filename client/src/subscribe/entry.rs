@@ -23,8 +23,10 @@ pub(super) struct Run {
     pub chunk: Bytes,
     /// Where in the chunk the next one begins, and the last one ends.
     pub place: Range<usize>,
-    /// Sequence of the next one.
+    /// Sequence of the next one; without meaning in an ephemeral room.
     pub next: u64,
+    /// They are messages of an ephemeral room.
+    pub ephemeral: bool,
 }
 
 impl Run {
@@ -57,6 +59,7 @@ impl Run {
             room_id: self.room,
             subject: self.subject.clone(),
             sequence,
+            ephemeral: self.ephemeral,
             time_ms,
             user: user.clone(),
             device: DeviceId(self.chunk[message.bytes(2)?].try_into().ok()?),
@@ -78,6 +81,7 @@ impl Run {
                     room_id,
                     subject,
                     sequence,
+                    ephemeral: self.ephemeral,
                     time_ms,
                     user: user.clone(),
                     device: DeviceId::from_bytes(&message.device_id).map_err(malformed)?,
@@ -194,7 +198,14 @@ mod tests {
 
     fn run(delivery: &Delivery) -> Run {
         let chunk = DeliveryBatch::of(Bytes::new(), "", std::slice::from_ref(delivery)).into_chunks().remove(0);
-        Run { room: RoomId([9; 16]), subject: "ops.log".into(), place: 0..chunk.len(), chunk, next: 7 }
+        Run {
+            room: RoomId([9; 16]),
+            subject: "ops.log".into(),
+            place: 0..chunk.len(),
+            chunk,
+            next: 7,
+            ephemeral: false,
+        }
     }
 
     /// Both ways to read the entry.

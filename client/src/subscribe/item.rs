@@ -26,9 +26,11 @@ pub struct Received {
     pub room_id: RoomId,
     /// Its subject.
     pub subject: Arc<str>,
-    /// Its place on the room's timeline.
+    /// Its place on the room's timeline; 0 in an ephemeral room.
     pub sequence: Sequence,
-    /// Log time, milliseconds since the Unix epoch.
+    /// The room is ephemeral: nobody stores the message.
+    pub ephemeral: bool,
+    /// Log time, milliseconds since the Unix epoch; of an ephemeral message a node's wall clock.
     pub time_ms: u64,
     /// Handle of the user who published it.
     pub user: Arc<str>,

@@ -6,6 +6,9 @@
 //! and that had no position when history was done are newer than the subscription and start at their
 //! first sequence.
 //!
+//! Messages of ephemeral rooms come live or never, and only after [`Item::CaughtUp`] can nobody have been too
+//! early; a change of node may miss some and delivers none twice (`seen`).
+//!
 //! **Until the end.** Before subscribing, the client asks the cluster for the head of each room. The
 //! subscription ends when a node has delivered everything that it knows *and* each room has reached that
 //! head: a node that lags, or a failover half way, never makes it end early. What was stored meanwhile
@@ -13,6 +16,7 @@
 
 mod entry;
 mod item;
+mod seen;
 mod track;
 
 use std::collections::BTreeMap;
@@ -217,6 +221,7 @@ impl<P: Platform> Subscription<P> {
     fn take(&mut self, response: SubscribeResponse) -> Result<(), Error> {
         let accepted = match response.item {
             Some(Wire::Batch(batch)) => self.track.accept(batch, &mut self.queue),
+            Some(Wire::Ephemeral(batch)) => self.track.accept_ephemeral(batch, &mut self.queue),
             Some(Wire::CaughtUp(caught_up)) => self.track.catch_up(caught_up, &mut self.queue),
             Some(Wire::Heartbeat(_)) | None => Ok(()),
         };
@@ -357,6 +362,7 @@ impl<P: Platform> Subscription<P> {
         if let Some((from, why)) = self.failed_at.take_if(|(from, _)| **from != **to) {
             self.core.events.emit(ClientEvent::FailedOver { from, to: to.to_string(), why });
         }
+        self.track.change_node();
         self.connection = Some(connection);
     }
 }

@@ -14,6 +14,7 @@ use unibus_proto::v1::{CaughtUp, DeliveryBatch, RoomPosition, SubscribeRequest};
 use super::Start;
 use super::entry::{Run, malformed};
 use super::item::Item;
+use super::seen::Seen;
 use crate::{Error, ErrorCode};
 
 /// What was received and not asked for yet, in order.
@@ -34,12 +35,13 @@ pub(super) struct Track {
     caught_up: bool,
     /// Who published the last message that was taken.
     user: Arc<str>,
+    seen: Seen,
 }
 
 impl Track {
     pub fn new(start: Start, resume: &BTreeMap<RoomId, Sequence>) -> Self {
         let next = resume.iter().map(|(&room, sequence)| (room, sequence.0)).collect();
-        Self { start, next, caught_up: false, user: Arc::default() }
+        Self { start, next, caught_up: false, user: Arc::default(), seen: Seen::default() }
     }
 
     /// What to ask the next node for.
@@ -74,7 +76,8 @@ impl Track {
                     let (end, next) = consecutive(&chunk, end_of_first, first + 1)?;
                     self.next.insert(room, next);
                     let (subject, chunk) = (subject.clone(), chunk.clone());
-                    queue.push_back(Queued::Run(Run { room, subject, chunk, place: at..end, next: first }));
+                    let run = Run { room, subject, chunk, place: at..end, next: first, ephemeral: false };
+                    queue.push_back(Queued::Run(run));
                     at = end;
                 }
                 Ordering::Greater => {
@@ -85,6 +88,22 @@ impl Track {
             }
         }
         Ok(())
+    }
+
+    /// Takes messages of an ephemeral room, which have no place that could be checked.
+    pub fn accept_ephemeral(&mut self, batch: DeliveryBatch, queue: &mut Queue) -> Result<(), Error> {
+        let room = RoomId::from_bytes(&batch.room_id).map_err(malformed)?;
+        let subject = batch.subject.clone();
+        for chunk in batch.into_chunks().into_iter().filter(|chunk| !chunk.is_empty()) {
+            let (subject, place) = (subject.clone(), 0..chunk.len());
+            queue.push_back(Queued::Run(Run { room, subject, chunk, place, next: 0, ephemeral: true }));
+        }
+        Ok(())
+    }
+
+    /// Another node serves the subscription from now on.
+    pub fn change_node(&mut self) {
+        self.seen.change_node();
     }
 
     /// History is done. Positions of rooms that delivered nothing are kept for a later connection; those
@@ -113,17 +132,24 @@ impl Track {
 
     /// The next element that was received; one that cannot be read stays where it is.
     pub fn take(&mut self, queue: &mut Queue) -> Option<Result<Item, Error>> {
-        match queue.front_mut()? {
-            Queued::Run(run) => {
-                let item = run.take(&mut self.user);
-                if run.is_empty() {
-                    queue.pop_front();
+        loop {
+            let item = match queue.front_mut()? {
+                Queued::Run(run) => {
+                    let item = run.take(&mut self.user);
+                    if run.is_empty() {
+                        queue.pop_front();
+                    }
+                    item
                 }
-                Some(item)
-            }
-            Queued::CaughtUp => {
-                queue.pop_front();
-                Some(Ok(Item::CaughtUp))
+                Queued::CaughtUp => {
+                    queue.pop_front();
+                    Ok(Item::CaughtUp)
+                }
+            };
+            let is_repeated =
+                matches!(&item, Ok(Item::Message(message)) if message.ephemeral && self.seen.is_repeated(message));
+            if !is_repeated {
+                return Some(item);
             }
         }
     }
@@ -132,7 +158,9 @@ impl Track {
     pub fn positions(&self, queue: &Queue) -> BTreeMap<RoomId, Sequence> {
         let mut positions: BTreeMap<_, _> = self.next.iter().map(|(&room, &next)| (room, Sequence(next))).collect();
         for queued in queue.iter().rev() {
-            if let Queued::Run(run) = queued {
+            if let Queued::Run(run) = queued
+                && !run.ephemeral
+            {
                 positions.insert(run.room, Sequence(run.next));
             }
         }

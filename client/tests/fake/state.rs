@@ -7,8 +7,8 @@ use unibus_client::ErrorCode;
 use unibus_client::proto::id::RoomId;
 use unibus_client::proto::v1::publish_outcome::Outcome;
 use unibus_client::proto::v1::{
-    Delivery, Failure, OutgoingMessage, PublishOutcome, PublishRequest, PublishResponse, Reject, Room, RosterEntry,
-    Signed, Stored, StoredMessage, delivery,
+    Accepted, Delivery, Failure, OutgoingMessage, PublishOutcome, PublishRequest, PublishResponse, Reject, Room,
+    RosterEntry, Signed, Stored, StoredMessage, delivery,
 };
 
 /// What happens to one publish request.
@@ -192,7 +192,13 @@ impl State {
         let room = self.rooms.get_mut(&id).unwrap();
         let mut outcomes = Vec::new();
         for (number, message) in (request.first_number..).zip(&request.messages) {
-            let outcome = publish_one(room, request, number, message, refuse.as_ref());
+            let outcome = match room.room.policy {
+                Some(policy) if !policy.persist => {
+                    room.append(stored(request, number, message));
+                    Outcome::Accepted(Accepted { nodes: 2 })
+                }
+                _ => publish_one(room, request, number, message, refuse.as_ref()),
+            };
             outcomes.push(PublishOutcome { first_number: number, count: 1, outcome: Some(outcome) });
         }
         PublishResponse { request: request.request, outcomes, time_ms: 5, leader, voters: 3, failure: None }

@@ -72,6 +72,8 @@ mod views;
 pub use apply::Machine;
 pub use device::{DeviceListChange, VerifiedDevice, verify_bundle, verify_device_list};
 pub use event::{Applied, Entry, Event, StoredDelivery};
+pub use publish::bad_size;
+pub use room::is_ephemeral;
 pub use roster::{Creation, RosterChange, RosterCheck, RosterEffect, verify_create, verify_roster};
 pub use rows::{MemoryRows, Rows};
 pub use user::LOCAL_ACTOR;

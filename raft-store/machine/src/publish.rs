@@ -5,7 +5,7 @@
 //! A producer belongs to the device that opened it. Another device, of the same user or of another one, is
 //! never given its answers: without access it hears `ROOM_NOT_FOUND`, with access `ID_REUSED`. Refusals that
 //! `apply` decides for the next number of a producer (no access, bad size) use the number up and are given
-//! again. Refusals with no producer to remember them in (no such room, unknown producer, quota) have no
+//! again. Refusals with no producer to remember them in (no such room, an ephemeral one, unknown producer, quota) have no
 //! effect at all.
 
 use std::collections::BTreeMap;
@@ -27,6 +27,7 @@ use crate::key::Key;
 use crate::mutants;
 use crate::producer::{self, Producer};
 use crate::retention;
+use crate::room::is_ephemeral;
 use crate::rows::{self, Rows};
 use crate::step::{Answer, Step};
 use crate::timeline::{Appender, Sender};
@@ -135,6 +136,7 @@ impl<'a> Publishing<'a> {
         };
         let denied = loaded.denied.entry((ids.room, ids.user.clone()));
         let denied = denied.or_insert_with(|| access(step.rows, &ids).err()).clone();
+        require(!is_ephemeral(&room.row), || denied.clone().unwrap_or_else(|| not_stored(&ids)))?;
         let producer = match loaded.producers.entry((ids.room, ids.producer)) {
             Entry::Occupied(producer) => producer.into_mut(),
             Entry::Vacant(place) => place.insert(load_or_open(step, &ids, group, denied.as_ref())?),
@@ -196,6 +198,12 @@ impl<'a> Publishing<'a> {
     }
 }
 
+/// Nodes deliver what is for an ephemeral room; one that proposes it does not know such rooms.
+fn not_stored(ids: &Ids) -> Reject {
+    let message = format!("room {} is ephemeral and stores no messages; upgrade the node that proposed them", ids.room);
+    reject(ErrorCode::VersionSkew, message)
+}
+
 /// Whether the sender may publish at this place in the log.
 fn access<R: Rows>(rows: &R, ids: &Ids) -> Result<(), Reject> {
     let member = rows::get::<MemberRow>(rows, &Key::Member(ids.room, ids.user.as_str()));
@@ -255,7 +263,7 @@ fn out_of_order(number: u64, next: u64) -> Reject {
 
 /// What is wrong with the sizes of a message, with what was found and what is allowed. It depends on the
 /// message alone, so that a retry is told the same.
-fn bad_size(message: &OutgoingMessage) -> Option<Reject> {
+pub fn bad_size(message: &OutgoingMessage) -> Option<Reject> {
     let headers = &message.headers;
     let bytes = headers.iter().map(|header| header.name.len() + header.value.len()).sum();
     let too_many = |what: &str, found: usize, most: usize| {

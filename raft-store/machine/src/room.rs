@@ -16,6 +16,11 @@ use crate::rows::{self, Rows};
 use crate::step::{Answer, Step};
 use crate::timeline::Appender;
 
+/// Whether the messages of a room are delivered and not stored. Its roster is stored like any other.
+pub fn is_ephemeral(room: &RoomRow) -> bool {
+    room.policy.is_some_and(|policy| !policy.persist)
+}
+
 pub(crate) fn create<R: Rows>(step: &mut Step<'_, R>, create: RoomCreate) -> Result<Answer, Reject> {
     let (event, actor) = (create.event.unwrap_or_default(), create.actor.unwrap_or_default());
     let creation = verify_create(step.cluster, &event, &actor)?;

@@ -266,14 +266,20 @@ fn check_policy(policy: Option<&RoomPolicy>, before: Option<&RoomPolicy>) -> Res
     let policy = *policy.ok_or_else(|| invalid("roster event: no policy"))?;
     let unseals = before.is_some_and(|before| before.encrypt) && !policy.encrypt;
     require(!unseals, || reject(ErrorCode::Forbidden, "policy: an encrypted room stays encrypted"))?;
+    require(before.is_none_or(|before| before.persist == policy.persist), || {
+        let what = "policy: a room stays stored or ephemeral as it was made; create another room";
+        reject(ErrorCode::Forbidden, what)
+    })?;
     let keeps_all = policy.retention.is_none_or(|retention| retention == RoomRetention::default());
     require(policy.persist || keeps_all, || {
         invalid("policy: an ephemeral room keeps no entries; leave its retention out")
     })?;
     let skew = |what| Err(reject(ErrorCode::VersionSkew, format!("policy: this version has no {what}")));
     match policy {
+        RoomPolicy { encrypt: true, persist: false, .. } => {
+            skew("encrypted ephemeral rooms; create the room with encrypt = false or persist = true")
+        }
         RoomPolicy { encrypt: true, .. } => skew("encrypted rooms yet; create the room with encrypt = false"),
-        RoomPolicy { persist: false, .. } => skew("ephemeral rooms yet; create the room with persist = true"),
         RoomPolicy { sign: true, .. } => skew("signed messages yet; create the room with sign = false"),
         policy => Ok(policy),
     }

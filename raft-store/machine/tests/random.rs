@@ -244,7 +244,7 @@ fn merged(outcomes: &[PublishOutcome]) -> Vec<String> {
     for outcome in outcomes {
         let first = match outcome.outcome.as_ref().unwrap() {
             Outcome::Stored(stored) | Outcome::Duplicate(stored) => stored.first_sequence,
-            Outcome::Reject(reject) => panic!("{reject:?} is not kept here"),
+            other => panic!("{other:?} is not kept here"),
         };
         match merged.last_mut() {
             Some((count, start)) if *start + u64::from(*count) == first => *count += outcome.count,

@@ -4,6 +4,7 @@
 //! tail begins above it the gap is read from the segments, so that history joins the live tail, a slow
 //! subscriber catches up, and a snapshot is survived by one and the same mechanism.
 
+mod ephemeral;
 mod position;
 mod stream;
 
@@ -19,6 +20,7 @@ use unibus_raft_store::env::{Env, InstantOf, now};
 
 use super::access::{Access, Wanted};
 use super::{Caller, Failure, Outcome, Service};
+use crate::ephemeral::Listening;
 use crate::fanout::{Item, Mailbox, Registration};
 
 /// Rooms of one subscription: what it holds per room must stay bounded.
@@ -39,7 +41,7 @@ pub struct Subscription<E: Env> {
     mailbox: Arc<Mailbox>,
     woken: mpsc::Receiver<()>,
     registration: Registration,
-    rooms: BTreeMap<RoomId, Followed>,
+    rooms: BTreeMap<RoomId, Followed<E>>,
     /// Rooms to be read from the segments, in turn.
     behind: VecDeque<RoomId>,
     /// Rooms whose head at the moment of subscribing has not been delivered yet.
@@ -71,8 +73,7 @@ enum Mode {
 }
 
 /// A room of a subscription.
-#[derive(Debug)]
-struct Followed {
+struct Followed<E: Env> {
     shard: GroupId,
     subject: Arc<str>,
     /// The next sequence wanted.
@@ -84,6 +85,8 @@ struct Followed {
     /// One past the head at the moment of subscribing, until it is reached.
     target: Option<u64>,
     mode: Mode,
+    /// Of an ephemeral room, while he is a member.
+    listening: Option<Listening<E>>,
 }
 
 impl<E: Env> Service<E> {
@@ -132,15 +135,19 @@ impl<E: Env> Subscription<E> {
     async fn open(&mut self, resume: &BTreeMap<RoomId, u64>) -> Outcome<()> {
         let shards = self.service.shards().clone();
         match self.filter.as_subject() {
-            Some(subject) => self.open_single(Wanted::Subject(subject), resume).await,
+            Some(subject) => self.open_single(Wanted::Subject(subject), resume).await?,
             None => {
                 if self.needs_newest() {
                     shards.barriers(shards.ids()).await?;
                 }
                 self.remember_log_times();
-                self.open_all(resume).await
+                self.open_all(resume).await?;
             }
         }
+        if self.rooms.values().any(|followed| followed.listening.is_some()) {
+            self.service.inner.ephemeral.told().await;
+        }
+        Ok(())
     }
 
     async fn open_single(&mut self, wanted: Wanted, resume: &BTreeMap<RoomId, u64>) -> Outcome<()> {
@@ -209,13 +216,14 @@ impl<E: Env> Subscription<E> {
     /// Follows a room that was there when the subscription began.
     async fn open_room(&mut self, access: Access, resume: &BTreeMap<RoomId, u64>) -> Outcome<()> {
         let resumed = resume.get(&access.room);
+        self.check_live(&access, resumed.is_some())?;
         let next = match resumed {
             Some(&next) => self.check_resumed(&access, next).await?,
             None => self.service.start_position(&access, self.start).await?,
         };
         let target = access.row.next_sequence;
         let may_move = resumed.is_none() && self.takes_what_is_kept();
-        self.follow(access, next, may_move, (next < target).then_some(target))
+        self.follow(access, next, may_move, (next < target).then_some(target)).await
     }
 
     /// Whether rooms start at what is kept, rather than at a place that was named.
@@ -234,16 +242,17 @@ impl<E: Env> Subscription<E> {
         Ok(next)
     }
 
-    fn follow(&mut self, access: Access, next: u64, may_move: bool, target: Option<u64>) -> Outcome<()> {
+    async fn follow(&mut self, access: Access, next: u64, may_move: bool, target: Option<u64>) -> Outcome<()> {
         if self.rooms.len() >= ROOMS_MAX {
             return Err(self.too_many_rooms());
         }
+        let listening = self.listen(&access).await?;
         let Access { room, shard, row, .. } = access;
         self.registration.follow(room);
         self.targets += usize::from(target.is_some());
         let subject = row.subject.into();
         let wanted = row.next_sequence;
-        let followed = Followed { shard, subject, next, wanted, may_move, target, mode: Mode::Behind };
+        let followed = Followed { shard, subject, next, wanted, may_move, target, mode: Mode::Behind, listening };
         self.rooms.insert(room, followed);
         self.behind.push_back(room);
         Ok(())
@@ -266,7 +275,7 @@ impl<E: Env> Subscription<E> {
             From::Latest(_) => access.member.since_sequence.max(access.row.floor),
             start => self.service.start_position(&access, start).await.unwrap_or(access.member.since_sequence),
         };
-        self.follow(access, next, may_move, None)
+        self.follow(access, next, may_move, None).await
     }
 }
 

@@ -84,7 +84,7 @@ impl<E: Env> Subscription<E> {
     /// Entries up to the next notice: what was before it is handed out before it has its effect.
     async fn take_all(&mut self) -> Outcome<()> {
         while let Some(item) = self.taken.pop_front() {
-            if !matches!(item, Item::Entries(_)) && !self.out.is_empty() {
+            if !matches!(item, Item::Entries(_) | Item::Ephemeral(_)) && !self.out.is_empty() {
                 self.taken.push_front(item);
                 return Ok(());
             }
@@ -117,6 +117,8 @@ impl<E: Env> Subscription<E> {
             Item::Member { room, is_member: false } => self.left(room),
             Item::Access => self.service.reauthenticate_stream(&self.caller).await,
             Item::Reset => self.start_over().await,
+            Item::Ephemeral(burst) => self.deliver_burst(burst),
+            Item::Lease => self.look_at_leases(),
         }
     }
 
@@ -260,7 +262,7 @@ impl<E: Env> Subscription<E> {
             Some(Mode::Left) => {
                 self.registration.follow(room);
                 self.fall_behind(room);
-                Ok(())
+                self.listen_again(room).await
             }
             Some(_) => Ok(()),
             None => self.pick_up(room).await,
@@ -270,7 +272,7 @@ impl<E: Env> Subscription<E> {
     /// The user lost the room: nothing of it is delivered any more.
     fn left(&mut self, room: RoomId) -> Outcome<()> {
         let Some(followed) = self.rooms.get_mut(&room) else { return Ok(()) };
-        followed.mode = Mode::Left;
+        (followed.mode, followed.listening) = (Mode::Left, None);
         self.targets -= usize::from(followed.target.take().is_some());
         self.mailbox.set_not_live(room);
         self.registration.unfollow(room);
@@ -312,7 +314,7 @@ impl<E: Env> Subscription<E> {
     fn catch_up(&mut self) {
         self.caught_up = true;
         let positions = self.rooms.iter().filter(|(_, followed)| followed.mode != Mode::Left);
-        let position = |(room, followed): (&RoomId, &super::Followed)| RoomPosition {
+        let position = |(room, followed): (&RoomId, &super::Followed<E>)| RoomPosition {
             room_id: room.to_bytes(),
             next_sequence: followed.next,
         };
@@ -321,6 +323,6 @@ impl<E: Env> Subscription<E> {
     }
 }
 
-fn element(item: subscribe_response::Item) -> SubscribeResponse {
+pub(super) fn element(item: subscribe_response::Item) -> SubscribeResponse {
     SubscribeResponse { item: Some(item) }
 }

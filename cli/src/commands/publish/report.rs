@@ -23,6 +23,8 @@ pub(super) struct Tally {
     pub known: u64,
     pub bytes: u64,
     pub voters: u32,
+    /// Of an ephemeral room: how many messages were sent, and to how many nodes at most.
+    pub sent: Option<(u64, u32)>,
     /// Longest time without an acknowledgement while a message waited for one.
     pub longest_gap: Duration,
 }
@@ -30,6 +32,12 @@ pub(super) struct Tally {
 impl Tally {
     /// One more answer.
     pub fn add(&mut self, ack: &Ack, size: u64) {
+        if let Some(nodes) = ack.sent_to {
+            let (count, most) = self.sent.unwrap_or_default();
+            self.sent = Some((count + 1, most.max(nodes)));
+            self.bytes += size;
+            return;
+        }
         // The creation of a room is sequence 0, so 0 says that the place of an old duplicate is not kept.
         if ack.sequence.0 > 0 {
             self.first = Some(self.first.map_or(ack.sequence.0, |first| first.min(ack.sequence.0)));
@@ -49,15 +57,21 @@ impl Tally {
         self.longest_gap = self.longest_gap.max(gap);
     }
 
-    /// How many are stored, by this run or an earlier one.
+    /// How many are stored, by this run or an earlier one, or sent.
     pub fn total(&self) -> u64 {
-        self.stored + self.known
+        self.stored + self.known + self.sent.map_or(0, |(count, _)| count)
     }
 
     /// The result line.
     pub fn words(&self) -> String {
         if self.total() == 0 {
             return "stored: nothing".into();
+        }
+        if let Some((_, nodes)) = self.sent {
+            return match nodes {
+                0 => "nobody is subscribed: sent to no node, not stored".into(),
+                nodes => format!("sent to {}, not stored", count(nodes.into(), "node")),
+            };
         }
         let place = match self.first {
             Some(first) if first == self.last => format!("sequence {first}"),
@@ -112,6 +126,8 @@ impl Report {
                     "known": tally.known,
                     "bytes": tally.bytes,
                     "voters": tally.voters,
+                    "sent": tally.sent.map(|(count, _)| count),
+                    "sent_to_nodes": tally.sent.map(|(_, nodes)| nodes),
                     "producer": self.producer,
                     "duration_ms": self.took.as_millis() as u64,
                     "longest_gap_ms": tally.longest_gap.as_millis() as u64,
@@ -134,9 +150,9 @@ impl Report {
     }
 
     fn partly(&self, failure: Failure) -> Failure {
-        let stored = self.tally.total();
+        let (before, what) = (self.tally.total(), if self.tally.sent.is_some() { "sent" } else { "stored" });
         let mut failure = failure.partly();
-        failure.message = format!("{}; stored before it: {}", failure.message, count(stored, "message"));
+        failure.message = format!("{}; {what} before it: {}", failure.message, count(before, "message"));
         failure
     }
 }

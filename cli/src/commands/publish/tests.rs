@@ -8,7 +8,7 @@ use super::*;
 use crate::exit::{Exit, Happened};
 
 fn ack(sequence: u64, duplicate: bool) -> Ack {
-    Ack { sequence: Sequence(sequence), duplicate, time_ms: 1, voters: 3 }
+    Ack { sequence: Sequence(sequence), duplicate, time_ms: 1, voters: 3, sent_to: None }
 }
 
 fn tally(acks: impl IntoIterator<Item = Ack>) -> Tally {
@@ -57,6 +57,20 @@ fn lost_answer_of_this_run_is_no_earlier_run() {
     let mut tally = Tally::default();
     tally.add(&ack(1, true), 10);
     assert_eq!(tally.words(), "stored: sequence 1, fsynced on a majority of 3");
+}
+
+fn sent(nodes: u32) -> Ack {
+    Ack { sequence: Sequence(0), duplicate: false, time_ms: 1, voters: 0, sent_to: Some(nodes) }
+}
+
+#[test]
+fn what_was_sent_is_not_said_to_be_stored() {
+    assert_eq!(tally([sent(1), sent(2), sent(1)]).words(), "sent to 2 nodes, not stored");
+    assert_eq!(tally([sent(1)]).words(), "sent to 1 node, not stored");
+    assert_eq!(tally([sent(0)]).words(), "nobody is subscribed: sent to no node, not stored");
+    let line = bad_line(LineError::TooLong { line: 2, bytes: 2_000_000 });
+    let failure = report(tally([sent(1)]), Ended::Bad(line)).end(&args(), OUT).unwrap_err();
+    assert!(failure.message.ends_with("; sent before it: 1 message"), "{}", failure.message);
 }
 
 #[test]

@@ -264,6 +264,7 @@ pub fn short(outcomes: &[PublishOutcome]) -> Vec<String> {
     let one = |outcome: &PublishOutcome| match outcome.outcome.as_ref().unwrap() {
         Outcome::Stored(stored) => format!("{} stored at {}", outcome.count, stored.first_sequence),
         Outcome::Duplicate(stored) => format!("{} duplicate of {}", outcome.count, stored.first_sequence),
+        Outcome::Accepted(_) => unreachable!("the log accepts nothing without storing it"),
         Outcome::Reject(reject) => format!("{} {}", outcome.count, reject.code),
     };
     outcomes.iter().map(one).collect()

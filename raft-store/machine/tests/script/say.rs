@@ -69,6 +69,7 @@ impl Say {
         let what = match outcome.outcome.as_ref().unwrap() {
             Outcome::Stored(stored) => format!("stored at {}", stored.first_sequence),
             Outcome::Duplicate(stored) => format!("duplicate of {}", stored.first_sequence),
+            Outcome::Accepted(_) => unreachable!("the log accepts nothing without storing it"),
             Outcome::Reject(reject) => self.reject(reject),
         };
         format!("group {group}, {numbers}: {what}")
