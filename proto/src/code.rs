@@ -114,6 +114,8 @@ codes! {
     QuotaExceeded = "QUOTA_EXCEEDED", ResourceExhausted, Never, None;
     /// The node or the subscriber is behind: wait for the hinted time, or resume.
     Overloaded = "OVERLOADED", ResourceExhausted, Safe, None;
+    /// The leader, or a majority of the group's nodes, has no disk space for it. Nothing was stored.
+    DiskFull = "DISK_FULL", ResourceExhausted, Safe, None;
     /// This node does not lead the group; refused before it was proposed.
     NotLeader = "NOT_LEADER", Unavailable, Safe, None;
     /// The group has no leader: no quorum, or an election is under way. Nothing was proposed.

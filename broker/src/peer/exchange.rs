@@ -165,6 +165,20 @@ impl<E: Env> Peers<E> {
         self.peer(node).is_some_and(|peer| peer.heard().is_fresh())
     }
 
+    /// Why a peer takes no new messages as a leader, as it last said.
+    pub fn disk_full(&self, node: NodeId) -> Option<String> {
+        let peer = self.peer(node)?;
+        let heard = peer.heard();
+        heard.status.as_ref().map(|status| status.disk_full.clone()).filter(|why| !why.is_empty())
+    }
+
+    /// The peers whose disks have no space for entries, as they last said.
+    pub fn refusing_entries(&self) -> BTreeSet<NodeId> {
+        let peers = self.inner.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let refuses = |peer: &Arc<Peer<E>>| peer.heard().status.as_ref().is_some_and(|status| status.refuses_entries);
+        peers.iter().filter(|(_, peer)| refuses(peer)).map(|(node, _)| *node).collect()
+    }
+
     /// How many peers are reachable.
     pub fn reachable(&self) -> usize {
         self.all().iter().filter(|peer| peer.heard().is_fresh()).count()

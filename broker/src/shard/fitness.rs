@@ -1,4 +1,4 @@
-//! Whether this node should lead anything now. A clock that is an outlier, a disk that hangs and a stop keep
+//! Whether this node should lead anything now. A clock that is an outlier, a disk that hangs or is full and a stop keep
 //! leaderships away; what was once wrong counts for a while, so that nothing is handed to and fro.
 
 use std::collections::BTreeMap;
@@ -49,6 +49,10 @@ impl<E: Env> Shards<E> {
 
     /// Why this node should lead nothing now.
     pub fn unfit(&self) -> Option<String> {
+        // Not remembered: there are two marks, so it does not go to and fro, and it ends when there is space.
+        if let Some(why) = self.meta().space().refuses_writes() {
+            return Some(format!("its disk is full: {why}"));
+        }
         let known = self.inner.fitness.known();
         let trouble = known.trouble.as_ref().filter(|(seen, _)| seen.elapsed() < UNFIT_FOR);
         known.declines.clone().or_else(|| trouble.map(|(_, why)| why.clone()))

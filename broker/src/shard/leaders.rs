@@ -46,8 +46,12 @@ pub(super) async fn run<E: Env>(shards: Shards<E>) {
         sleep::<E>(PERIOD + Duration::from_millis(jitter)).await;
         shards.examine();
         let all_led = spread.look(&shards);
-        if let Some((group, to)) = spread.choose(&shards, all_led) {
+        while let Some((group, to)) = spread.choose(&shards, all_led) {
             spread.hand_over(&shards, group, to).await;
+            // One by one, unless it is urgent.
+            if shards.unfit().is_none() {
+                break;
+            }
         }
     }
 }
@@ -88,7 +92,10 @@ impl<E: Env> Spread<E> {
     }
 
     fn is_able(&self, shards: &Shards<E>, node: NodeId) -> bool {
-        shards.peers().is_reachable(node) && self.resting.get(&node).is_none_or(|(_, until)| now::<E>() >= *until)
+        let peers = shards.peers();
+        peers.is_reachable(node)
+            && peers.disk_full(node).is_none()
+            && self.resting.get(&node).is_none_or(|(_, until)| now::<E>() >= *until)
     }
 
     async fn hand_over(&mut self, shards: &Shards<E>, group: GroupId, to: NodeId) {
@@ -97,6 +104,7 @@ impl<E: Env> Spread<E> {
             Ok(()) => {
                 tracing::info!(%group, %to, took = ?begun.elapsed(), "leadership handed to the node that should lead");
                 self.resting.remove(&to);
+                self.led.remove(&group);
             }
             Err(why) => {
                 tracing::debug!(%group, %to, %why, "leadership not handed over");

@@ -8,6 +8,7 @@ mod fitness;
 mod leaders;
 pub mod placement;
 pub mod propose;
+mod space;
 mod tick;
 mod transfer;
 

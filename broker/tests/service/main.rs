@@ -13,5 +13,6 @@ mod orphan;
 mod publish;
 mod retention;
 mod rooms;
+mod space;
 mod subscribe;
 mod verify;

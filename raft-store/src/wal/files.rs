@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -73,10 +73,18 @@ impl<E: Env> FileSet<E> {
         let (head, crc) = encode_head(&header, &ledger.checkpoint(file_bytes));
         let bytes = align_up(head.len() as u64);
         let padding = padding(head.len() as u64);
-        file.write_at_sync(0, vec![head, padding]).await?;
-        let disk = self.shared.env.disk();
-        disk.rename(&self.path(&name), &self.path(&file_name(generation))).await?;
-        disk.sync_dir(&self.shared.dir).await?;
+        let (disk, path) = (self.shared.env.disk(), self.path(&name));
+        let named = match file.write_at_sync(0, vec![head, padding]).await {
+            Ok(()) => disk.rename(&path, &self.path(&file_name(generation))).await,
+            failed => failed,
+        };
+        if let Err(error) = named {
+            // Not a file to try again with, whatever its disk made of the sync.
+            disk.remove_file(&path).await.ok();
+            return Err(error);
+        }
+        // It has its name from here on: whatever fails now, there is no other try.
+        disk.sync_dir(&self.shared.dir).await.map_err(|error| io::Error::other(error.to_string()))?;
         lock(&self.shared.files).insert(generation, file.clone());
         Ok((file, End { tag, file_bytes, number: header.number, crc, last_frame: (0, bytes), covered: true }))
     }
@@ -102,8 +110,13 @@ impl<E: Env> FileSet<E> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         let name = lock(&self.spares).new_name();
-        let file = disk.open(&self.path(&name), OpenMode::Truncate).await?;
-        file.allocate(bytes).await?;
+        let path = self.path(&name);
+        let file = disk.open(&path, OpenMode::Truncate).await?;
+        if let Err(error) = file.allocate(bytes).await {
+            // It may have got a part, of the little that is left.
+            disk.remove_file(&path).await.ok();
+            return Err(error);
+        }
         Ok((name, file, bytes))
     }
 
@@ -180,19 +193,39 @@ async fn fill_pool<E: Env>(
         };
         drop(wal);
         let unfinished = dir.join(format!("{name}.tmp"));
-        let file = env.disk().open(&unfinished, OpenMode::Truncate).await?;
-        for offset in (0..bytes).step_by(FILL_BYTES) {
-            if !wait_idle(shared, taken).await {
-                return Ok(());
+        match fill(shared, &env, &unfinished, bytes, taken).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                // What it got is missed elsewhere.
+                env.disk().remove_file(&unfinished).await.ok();
+                return Err(error);
             }
-            let length = (bytes - offset).min(FILL_BYTES as u64) as usize;
-            file.write_at(offset, vec![Bytes::from_static(&ZEROS[..length])]).await?;
-            file.sync_data().await?;
         }
         env.disk().rename(&unfinished, &dir.join(&name)).await?;
         env.disk().sync_dir(&dir).await?;
         lock(spares).ready.push_back(name);
     }
+}
+
+/// Fills a file with zeros at quiet moments; false when the WAL is gone.
+async fn fill<E: Env>(
+    shared: &Weak<Shared<E>>,
+    env: &E,
+    path: &Path,
+    bytes: u64,
+    taken: &mpsc::UnboundedReceiver<()>,
+) -> io::Result<bool> {
+    let file = env.disk().open(path, OpenMode::Truncate).await?;
+    for offset in (0..bytes).step_by(FILL_BYTES) {
+        if !wait_idle(shared, taken).await {
+            return Ok(false);
+        }
+        let length = (bytes - offset).min(FILL_BYTES as u64) as usize;
+        file.write_at(offset, vec![Bytes::from_static(&ZEROS[..length])]).await?;
+        file.sync_data().await?;
+    }
+    Ok(true)
 }
 
 /// Waits for a quiet moment; false when the WAL is gone.
