@@ -157,7 +157,7 @@ impl Disk for FsDisk {
     }
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
-        let said = std::fs::read_to_string(path.join(FREE_BYTES_FILE));
+        let said = fs::read_to_string(path.join(FREE_BYTES_FILE));
         Ok(said.ok().and_then(|said| said.parse().ok()).unwrap_or(1 << 40))
     }
 }
