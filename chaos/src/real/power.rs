@@ -141,7 +141,7 @@ impl Rounds {
 }
 
 /// The longest time without an acknowledgement.
-fn longest_gap(round: &History) -> Duration {
+pub(crate) fn longest_gap(round: &History) -> Duration {
     let mut acked: Vec<u64> = round.acked().map(|(_, at, _)| at).collect();
     acked.sort_unstable();
     let gaps = acked.windows(2).map(|pair| pair[1] - pair[0]);

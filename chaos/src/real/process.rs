@@ -79,19 +79,18 @@ impl NodeProcess {
         let (admin, began) = (self.program.admin.clone(), self.began);
         async move {
             loop {
-                let probe = tokio::time::timeout(PROBE_PATIENCE, get(&admin, "/readyz")).await;
-                let why = match probe {
-                    Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => return Ok(Instant::now()),
-                    Ok(Ok(answer)) => answer.split_once("\r\n\r\n").unwrap_or_default().1.trim().to_owned(),
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => "no answer".to_owned(),
-                };
+                let Some(why) = not_ready(&admin).await else { return Ok(Instant::now()) };
                 if began.elapsed() > patience {
                     return Err(format!("not ready {:.1} s after its start: {why}", began.elapsed().as_secs_f64()));
                 }
                 tokio::time::sleep(POLL_EVERY).await;
             }
         }
+    }
+
+    /// What it says on `/readyz` while it is not ready.
+    pub async fn not_ready(&self) -> Option<String> {
+        not_ready(&self.program.admin).await
     }
 
     /// How it ended, if it did and nobody asked for it.
@@ -156,6 +155,15 @@ pub fn last_lines(path: &Path, count: usize) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+async fn not_ready(admin: &str) -> Option<String> {
+    match tokio::time::timeout(PROBE_PATIENCE, get(admin, "/readyz")).await {
+        Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => None,
+        Ok(Ok(answer)) => Some(answer.split_once("\r\n\r\n").unwrap_or_default().1.trim().to_owned()),
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("no answer".to_owned()),
+    }
 }
 
 async fn get(address: &str, path: &str) -> io::Result<String> {

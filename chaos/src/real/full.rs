@@ -1,0 +1,407 @@
+//! Disks fill up under load, and get space again: of one node, of another, and of two of three at once. Writes go
+//! where there is space or are refused in time, reads go on, nothing acknowledged is lost, nobody is restarted.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use unibus_client::{Client, ClientEvent, Error, ErrorCode};
+use unibus_proto::id::{GroupId, RoomId};
+use unibus_proto::subject::SubjectFilter;
+
+use crate::invariants::Violation;
+use crate::real::floor::FloorConfig;
+use crate::real::load::{Load, LoadConfig, create_rooms};
+use crate::real::power::longest_gap;
+use crate::real::reading::NodeReader;
+use crate::real::stage::Stage;
+
+const ROOMS: u64 = 8;
+/// Rooms of the probes, which no reader of the load sees.
+const PROBE_ROOMS: u64 = 6;
+const PROBES: &str = "probe";
+const POLL: Duration = Duration::from_millis(20);
+const PROBE_PATIENCE: Duration = Duration::from_secs(6);
+/// Whatever else is waited for happens within this time, or never.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SHARD: GroupId = GroupId(1);
+
+/// What the scenario is.
+#[derive(Clone, Debug)]
+pub struct FullConfig {
+    /// Decides the load.
+    pub seed: u64,
+    /// Load before a disk fills up, and while it is full.
+    pub load_for: Duration,
+    /// What is published.
+    pub load: LoadConfig,
+    /// A node says that its disk is full within this time.
+    pub say_max: Duration,
+    /// It leads nothing within this time.
+    pub step_down_max: Duration,
+    /// A client is answered within this time, whatever the answer.
+    pub answer_max: Duration,
+    /// With space again all is as before within this time.
+    pub recover_max: Duration,
+    /// The nodes.
+    pub floor: FloorConfig,
+}
+
+/// What came of a disk, or two, that filled up.
+#[derive(Clone, Debug, Default)]
+pub struct Act {
+    /// Which.
+    pub name: &'static str,
+    /// The nodes.
+    pub nodes: Vec<String>,
+    /// Until the last of them said so on `/readyz`.
+    pub said_after: Duration,
+    /// Until they led nothing; where there is nobody to lead in their place it is not waited for.
+    pub stepped_down_after: Option<Duration>,
+    /// Writes through full nodes: how many, and the longest time until an answer.
+    pub answers: (usize, Duration),
+    /// Of those, how many were refused because of the disk.
+    pub refused: usize,
+    /// What a refusal says.
+    pub says: String,
+    /// Entries read through them meanwhile.
+    pub read: usize,
+    /// From when there was space until all are ready and take writes.
+    pub recovered_after: Duration,
+    /// The longest time without an acknowledgement.
+    pub gap: Duration,
+    /// What the load had acknowledged.
+    pub acked: usize,
+}
+
+/// What it came to.
+#[derive(Debug, Default)]
+pub struct FullReport {
+    /// One after another.
+    pub acts: Vec<Act>,
+    /// What is broken, and in which.
+    pub violations: Vec<(&'static str, Violation)>,
+    /// Where images and logs of a broken run are.
+    pub kept: Option<PathBuf>,
+}
+
+impl FullReport {
+    /// 0 pass, 1 a promise is broken, 2 nothing was tried.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self { violations, .. } if !violations.is_empty() => 1,
+            Self { acts, .. } if acts.is_empty() || acts.iter().any(|act| act.acked == 0 || act.answers.0 == 0) => 2,
+            _ => 0,
+        }
+    }
+
+    /// For programs.
+    pub fn to_json(&self) -> Value {
+        let acts = self.acts.iter().map(|act| {
+            json!({
+                "act": act.name,
+                "nodes": act.nodes,
+                "said_after_ms": act.said_after.as_millis(),
+                "stepped_down_after_ms": act.stepped_down_after.map(|after| after.as_millis()),
+                "writes_through_them": act.answers.0,
+                "longest_answer_ms": act.answers.1.as_millis(),
+                "refused": act.refused,
+                "says": act.says,
+                "read_through_them": act.read,
+                "recovered_after_ms": act.recovered_after.as_millis(),
+                "longest_without_acknowledgement_ms": act.gap.as_millis(),
+                "acknowledged": act.acked,
+            })
+        });
+        let violations = self
+            .violations
+            .iter()
+            .map(|(act, violation)| json!({ "act": act, "invariant": violation.invariant, "what": violation.what }));
+        json!({
+            "schema": "unibus.chaos.v1.disk-full",
+            "exit_code": self.exit_code(),
+            "acts": acts.collect::<Vec<_>>(),
+            "violations": violations.collect::<Vec<_>>(),
+            "kept": self.kept,
+        })
+    }
+}
+
+/// Runs it.
+pub async fn run(config: &FullConfig) -> Result<FullReport, String> {
+    let mut stage = Stage::set(&config.floor, ROOMS).await?;
+    let mut report = FullReport::default();
+    let ran = play(config, &mut stage, &mut report).await;
+    report.kept = stage.strike(ran.is_err() || !report.violations.is_empty());
+    ran.map(|()| report)
+}
+
+async fn play(config: &FullConfig, stage: &mut Stage, report: &mut FullReport) -> Result<(), String> {
+    let mut scene = Scene::set(config, stage).await?;
+    let acts: [(&'static str, fn(usize) -> Vec<usize>); 3] = [
+        ("a follower of a shard", |leader| vec![(leader + 1) % 3]),
+        ("the leader of a shard", |leader| vec![leader]),
+        ("two of three", |leader| vec![leader, (leader + 1) % 3]),
+    ];
+    for (name, who) in acts {
+        let leader = scene.leader(stage).await?;
+        let (act, broken) = scene.act(name, &who(leader), stage).await?;
+        eprintln!(
+            "{name} ({}): said after {:.2} s, stepped down after {:?}, {} writes answered within {:.2} s, {} refused, \
+             recovered after {:.2} s, longest gap {:.2} s, {} acknowledged{}",
+            act.nodes.join(", "),
+            act.said_after.as_secs_f64(),
+            act.stepped_down_after,
+            act.answers.0,
+            act.answers.1.as_secs_f64(),
+            act.refused,
+            act.recovered_after.as_secs_f64(),
+            act.gap.as_secs_f64(),
+            act.acked,
+            if broken.is_empty() { "" } else { " BROKEN" },
+        );
+        report.acts.push(act);
+        report.violations.extend(broken.into_iter().map(|violation| (name, violation)));
+        if !report.violations.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What the acts are played with.
+struct Scene<'a> {
+    config: &'a FullConfig,
+    load: Load,
+    /// One for each node, pinned to it.
+    clients: Vec<Client>,
+    rooms: Vec<RoomId>,
+    /// One for each node, for reading from the start.
+    readers: Vec<NodeReader>,
+    probes: usize,
+}
+
+/// A write through one node, and what became of it.
+struct Answer {
+    took: Duration,
+    result: Result<(), Error>,
+}
+
+impl<'a> Scene<'a> {
+    async fn set(config: &'a FullConfig, stage: &Stage) -> Result<Self, String> {
+        let (mut clients, mut readers) = (Vec::new(), Vec::new());
+        let filter: SubjectFilter = format!("{PROBES}.>").parse().map_err(|error| format!("filter: {error}"))?;
+        for node in &stage.floor.nodes {
+            clients.push(stage.floor.client(Some(node)).await?);
+            readers.push(NodeReader::new(node.id, &node.name, stage.floor.client(Some(node)).await?, &filter));
+        }
+        let rooms = create_rooms(&clients[0], PROBES, PROBE_ROOMS).await?;
+        Ok(Self { config, load: stage.load(&config.load, config.seed), clients, rooms, readers, probes: 0 })
+    }
+
+    /// The node that leads a shard.
+    async fn leader(&self, stage: &Stage) -> Result<usize, String> {
+        let began = Instant::now();
+        loop {
+            for (at, watcher) in stage.watchers.iter().enumerate() {
+                let statuses = watcher.statuses(&stage.recorder).await;
+                if statuses.iter().any(|status| status.group == SHARD && status.leads) {
+                    return Ok(at);
+                }
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(format!("no node leads {SHARD} after {PATIENCE:?}"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn act(
+        &mut self,
+        name: &'static str,
+        full: &[usize],
+        stage: &mut Stage,
+    ) -> Result<(Act, Vec<Violation>), String> {
+        let nodes = full.iter().map(|at| stage.floor.nodes[*at].name.clone()).collect();
+        let mut act = Act { name, nodes, ..Act::default() };
+        let mut broken = Vec::new();
+        self.load.start();
+        tokio::time::sleep(self.config.load_for).await;
+        let began = Instant::now();
+        for at in full {
+            tokio::task::block_in_place(|| stage.floor.nodes[*at].disk.fill(0))?;
+        }
+        self.meanwhile(full, began, stage, &mut act, &mut broken).await?;
+        for at in full {
+            tokio::task::block_in_place(|| stage.floor.nodes[*at].disk.free())?;
+        }
+        self.recover(stage, &mut act, &mut broken).await;
+        stage.settle(&mut self.load).await;
+        act.gap = longest_gap(&stage.recorder.history());
+        act.acked = stage.recorder.history().acked().count();
+        broken.extend(stage.take_broken());
+        if broken.is_empty() {
+            broken.extend(stage.compare().await.err().unwrap_or_default());
+        }
+        drop(std::mem::take(&mut *stage.recorder.history()));
+        Ok((act, broken))
+    }
+
+    /// While the disks are full.
+    async fn meanwhile(
+        &mut self,
+        full: &[usize],
+        began: Instant,
+        stage: &Stage,
+        act: &mut Act,
+        broken: &mut Vec<Violation>,
+    ) -> Result<(), String> {
+        for at in full {
+            if let Some(what) = said(stage, *at, began).await {
+                broken.push(Violation { invariant: "a full disk is told", what });
+            }
+        }
+        act.said_after = began.elapsed();
+        late("a full disk is told", act.said_after, self.config.say_max, broken);
+        let quorum = 2 * full.len() < stage.floor.nodes.len();
+        if quorum {
+            let after = led_nothing(stage, full[0], began).await;
+            late("a full leader steps down", after, self.config.step_down_max, broken);
+            act.stepped_down_after = Some(after);
+        }
+        let until = Instant::now() + self.config.load_for;
+        while Instant::now() < until {
+            for at in full {
+                let answer = self.probe(*at).await;
+                act.answers = (act.answers.0 + 1, act.answers.1.max(answer.took));
+                late("a write is answered in time", answer.took, self.config.answer_max, broken);
+                match answer.result {
+                    Ok(()) if quorum => {}
+                    Err(error) if !quorum && tells(&error) => {
+                        act.refused += 1;
+                        act.says = error.to_string();
+                    }
+                    Ok(()) => broken.push(Violation {
+                        invariant: "P1",
+                        what: "a write was acknowledged while two of three nodes had no space".into(),
+                    }),
+                    Err(error) => broken.push(Violation {
+                        invariant: "a write through a full node is stored elsewhere, or refused with the reason",
+                        what: error.to_string(),
+                    }),
+                }
+            }
+        }
+        for at in full {
+            let read = self.readers[*at].read_all().await;
+            let rooms = read.map_err(|why| format!("reading while the disk is full: {why}"))?;
+            act.read += rooms.values().map(Vec::len).sum::<usize>();
+        }
+        Ok(())
+    }
+
+    /// With space again: until all are ready and every node takes a write.
+    async fn recover(&mut self, stage: &Stage, act: &mut Act, broken: &mut Vec<Violation>) {
+        let began = Instant::now();
+        for node in &stage.floor.nodes {
+            while let Some(why) = node.process.not_ready().await {
+                if began.elapsed() > PATIENCE {
+                    let what = format!("{} is not ready {PATIENCE:?} after it had space again: {why}", node.name);
+                    return broken.push(Violation { invariant: "nodes recover by themselves", what });
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        for at in 0..self.clients.len() {
+            while let Err(error) = self.probe(at).await.result {
+                if began.elapsed() > PATIENCE {
+                    let what = format!("no write {PATIENCE:?} after there was space again: {error}");
+                    return broken.push(Violation { invariant: "nodes recover by themselves", what });
+                }
+            }
+        }
+        act.recovered_after = began.elapsed();
+        late("nodes recover by themselves", act.recovered_after, self.config.recover_max, broken);
+    }
+
+    /// Publishes through one node only.
+    async fn probe(&mut self, at: usize) -> Answer {
+        self.probes += 1;
+        let client = &self.clients[at];
+        let room = self.rooms[self.probes % self.rooms.len()];
+        let (began, mut events) = (Instant::now(), client.events());
+        let publish = async {
+            let publisher = client.publisher(room).patience(PROBE_PATIENCE).open().await?;
+            publisher.send(format!("probe {}", self.probes)).await.map(drop)
+        };
+        // The SDK goes on trying: what it is told first is the answer.
+        let told = async {
+            while let Some(event) = events.recv().await {
+                match event {
+                    ClientEvent::Retrying { why, .. } if tells(&why) => return why,
+                    _ => {}
+                }
+            }
+            std::future::pending().await
+        };
+        let result = tokio::select! {
+            biased;
+            published = publish => published,
+            why = told => Err(why),
+        };
+        Answer { took: began.elapsed(), result }
+    }
+}
+
+/// Whether an error tells that a disk is full: refused for it, or unknown because of it.
+fn tells(error: &Error) -> bool {
+    error.code == ErrorCode::DiskFull || error.message.contains("disks are full")
+}
+
+fn late(invariant: &'static str, took: Duration, max: Duration, broken: &mut Vec<Violation>) {
+    if took > max {
+        let what = format!("it took {:.2} s, expected at most {max:?}", took.as_secs_f64());
+        broken.push(Violation { invariant, what });
+    }
+}
+
+/// Waits until a node says on `/readyz` that its disk is full; what it says instead.
+async fn said(stage: &Stage, at: usize, began: Instant) -> Option<String> {
+    let node = &stage.floor.nodes[at];
+    loop {
+        let said = node.process.not_ready().await.unwrap_or_else(|| "ready".into());
+        if said.contains("takes no new messages") && said.contains("free space there") {
+            return None;
+        }
+        if began.elapsed() > PATIENCE {
+            return Some(format!("{} says {said:?} on a full disk", node.name));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// When a node led nothing.
+async fn led_nothing(stage: &Stage, at: usize, began: Instant) -> Duration {
+    loop {
+        let statuses = stage.watchers[at].statuses(&stage.recorder).await;
+        if (!statuses.is_empty() && statuses.iter().all(|status| !status.leads)) || began.elapsed() > PATIENCE {
+            return began.elapsed();
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_tried_is_no_pass() {
+        assert_eq!(FullReport::default().exit_code(), 2);
+        let tried = || Act { acked: 1, answers: (1, Duration::ZERO), ..Act::default() };
+        assert_eq!(FullReport { acts: vec![tried()], ..FullReport::default() }.exit_code(), 0);
+        let broken = vec![("act", Violation { invariant: "I1", what: "lost".into() })];
+        let report = FullReport { acts: vec![tried()], violations: broken, kept: None };
+        assert_eq!((report.exit_code(), report.to_json()["violations"][0]["act"].as_str()), (1, Some("act")));
+    }
+}
