@@ -120,7 +120,7 @@ codes! {
     NotLeader = "NOT_LEADER", Unavailable, Safe, None;
     /// The group has no leader: no quorum, or an election is under way. Nothing was proposed.
     NoLeader = "NO_LEADER", Unavailable, Safe, None;
-    /// The node is shutting down; use another.
+    /// The node is shutting down, or cannot serve this while its disk is full; use another.
     Draining = "DRAINING", Unavailable, Safe, None;
     /// The node could not be reached; nothing was sent.
     Unreachable = "UNREACHABLE", Unavailable, Safe, None;

@@ -131,3 +131,45 @@ async fn with_two_disks_without_any_space_nothing_is_promised() {
     let mut reader = through.subscribe("ops.two", earliest()).await.expect("subscribed");
     assert_eq!(reader.messages(2).await.len(), 2, "once each");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hears_of_nothing_new_sends_readers_elsewhere() {
+    let cluster = Cluster::start(3).await;
+    let alice = cluster.user("alice", 1).await;
+    let room = alice.create("ops.starved").await;
+    let leads = leader(&cluster, shard_of(&room)).expect("a leader").0;
+    let full = leads % 3 + 1;
+    let there = alice.at(cluster.service(leads as usize)).await;
+    let reading = alice.at(cluster.service(full as usize)).await;
+    there.publish(&room, 1, &["before"]).await.expect("stored");
+    let mut reader = reading.subscribe("ops.starved", earliest()).await.expect("subscribed");
+    reader.messages(1).await;
+
+    leave(&cluster, full, Some(NONE));
+    let service = cluster.service(full as usize);
+    eventually("it refuses entries", || service.local_status().refuses_entries).await;
+    assert_eq!(service.shards().starved(), None, "there is nothing that it lacks");
+    reading.get(&room).await.expect("what is here is read here");
+    let begun = now::<HubEnv>();
+    while there.publish(&room, 2, &["elsewhere"]).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "two of three have space");
+    }
+    eventually("it knows that it lacks something", || service.shards().starved().is_some()).await;
+    let begun = now::<HubEnv>();
+    let unread = reading.get(&room).await.map(|_| ());
+    // Meta, where the room is found, may have nothing new: then it is read.
+    assert!(unread.as_ref().map_or_else(|failure| failure.code == ErrorCode::Draining, |()| true), "{unread:?}");
+    let mut again = reading.subscribe("ops.starved", earliest()).await.expect("what is here");
+    let (sequences, ended) = again.drain().await;
+    let ended = ended.expect("it ends, or the subscriber would wait in vain");
+    assert!(!sequences.is_empty() && begun.elapsed() < IN_TIME, "{sequences:?} in {:?}", begun.elapsed());
+    assert_eq!(ended.code, ErrorCode::Draining, "{ended}");
+    assert!(ended.message.contains("use another node"), "{ended}");
+    let (_, ended) = reader.drain().await;
+    assert_eq!(ended.expect("it ends").code, ErrorCode::Draining);
+
+    leave(&cluster, full, None);
+    eventually("it has caught up", || service.shards().starved().is_none()).await;
+    let mut reader = reading.subscribe("ops.starved", earliest()).await.expect("subscribed");
+    assert_eq!(reader.messages(2).await.len(), 2);
+}

@@ -34,8 +34,9 @@ pub(super) struct Writer {
 struct Written {
     /// Files with bytes that are not synced, and how long they were when last written.
     unsynced: BTreeMap<u64, u64>,
-    /// A file was made since the directory was synced.
-    names: bool,
+    /// How many files were made, and of those how many have a name that is durable.
+    made: u64,
+    named: u64,
     /// Bytes of the file that is written now that the kernel was told to write.
     handed_over: (u64, u64),
     /// Where a failed sync is reported: the pages may be lost, and no later sync would say so.
@@ -131,14 +132,13 @@ impl<E: Env> Segments<E> {
 
     /// Writes out what was appended and makes it durable. `apply` goes on meanwhile.
     pub async fn sync(&self) -> io::Result<()> {
-        {
+        let (todo, made) = {
             let _turn = self.writer.turn.lock().await;
             self.write_out().await?;
-        }
-        let (todo, names) = {
+            // Within the turn: what is only being written must not count as synced.
             let state = lock(&self.writer.state);
             state.check()?;
-            (state.unsynced.clone(), state.names)
+            (state.unsynced.clone(), state.made)
         };
         for (segment, end) in todo {
             let synced = self.file(segment, OpenMode::Write).await?.sync_data().await;
@@ -149,9 +149,10 @@ impl<E: Env> Segments<E> {
             }
             state.check()?;
         }
-        if names {
+        if lock(&self.writer.state).named < made {
             self.env.disk().sync_dir(&self.dir).await?;
-            lock(&self.writer.state).names = false;
+            let mut state = lock(&self.writer.state);
+            state.named = state.named.max(made);
         }
         Ok(())
     }
@@ -161,12 +162,9 @@ impl<E: Env> Segments<E> {
         for write in todo {
             let (segment, begin) = (write.segment, write.offset);
             let end = begin + write.parts.iter().map(|part| part.len() as u64).sum::<u64>();
-            {
-                let mut state = lock(&self.writer.state);
-                state.unsynced.insert(segment, end);
-                state.names |= begin == 0;
-            }
+            lock(&self.writer.state).unsynced.insert(segment, end);
             let file = self.file(segment, OpenMode::Create).await?;
+            lock(&self.writer.state).made += u64::from(begin == 0);
             file.write_at(begin, write.parts).await?;
             self.ledger().written((segment, end), self.tail_bytes_max);
             self.hand_over(segment, end, file);
