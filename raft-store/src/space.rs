@@ -123,9 +123,12 @@ impl<E: Env> Space<E> {
 
     /// What the node takes now.
     pub fn level(&self) -> SpaceLevel {
-        let state = self.state();
-        let has_failed = state.failed.as_ref().is_some_and(|(at, _)| at.elapsed() < FAILED_FOR);
-        if has_failed { SpaceLevel::Reserve } else { state.level }
+        if self.has_failed() { SpaceLevel::Reserve } else { self.state().level }
+    }
+
+    /// Whether an allocation failed just now.
+    pub fn has_failed(&self) -> bool {
+        self.state().failed.as_ref().is_some_and(|(at, _)| at.elapsed() < FAILED_FOR)
     }
 
     /// Why this node takes no new messages.

@@ -1,11 +1,12 @@
 //! Disks fill up under load, and get space again: of one node, of another, and of two of three at once. Writes go
 //! where there is space or are refused in time, reads go on, nothing acknowledged is lost, nobody is restarted.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use unibus_client::{Client, ClientEvent, Error, ErrorCode};
+use unibus_client::{Client, ClientEvent, Error, ErrorCode, Publisher};
 use unibus_proto::id::{GroupId, RoomId};
 use unibus_proto::subject::SubjectFilter;
 
@@ -176,6 +177,9 @@ struct Scene<'a> {
     /// One for each node, pinned to it.
     clients: Vec<Client>,
     rooms: Vec<RoomId>,
+    /// Publishers of each client, opened while all was well: opening asks for the newest state of the room, which
+    /// a node that takes no entries does not have.
+    publishers: Vec<VecDeque<Publisher>>,
     /// Reads from the start, as clients do.
     reader: NodeReader,
     probes: usize,
@@ -196,7 +200,15 @@ impl<'a> Scene<'a> {
         }
         let reader = NodeReader::of_any(stage.floor.client(None).await?, &filter);
         let rooms = create_rooms(&clients[0], PROBES, PROBE_ROOMS).await?;
-        Ok(Self { config, load: stage.load(&config.load, config.seed), clients, rooms, reader, probes: 0 })
+        Ok(Self {
+            config,
+            load: stage.load(&config.load, config.seed),
+            clients,
+            rooms,
+            publishers: Vec::new(),
+            reader,
+            probes: 0,
+        })
     }
 
     /// The node that leads a shard.
@@ -225,6 +237,7 @@ impl<'a> Scene<'a> {
         let nodes = full.iter().map(|at| stage.floor.nodes[*at].name.clone()).collect();
         let mut act = Act { name, nodes, ..Act::default() };
         let mut broken = Vec::new();
+        self.open_publishers().await?;
         self.load.start();
         tokio::time::sleep(self.config.load_for).await;
         let began = Instant::now();
@@ -272,6 +285,9 @@ impl<'a> Scene<'a> {
         let until = Instant::now() + self.config.load_for;
         while Instant::now() < until {
             for at in full {
+                if self.publishers[*at].is_empty() {
+                    return self.read_on(act, broken).await;
+                }
                 let answer = self.probe(*at).await;
                 act.answers = (act.answers.0 + 1, act.answers.1.max(answer.took));
                 late("a write is answered in time", answer.took, self.config.answer_max, broken);
@@ -292,6 +308,10 @@ impl<'a> Scene<'a> {
                 }
             }
         }
+        self.read_on(act, broken).await;
+    }
+
+    async fn read_on(&self, act: &mut Act, broken: &mut Vec<Violation>) {
         match self.reader.read_all().await {
             Ok(rooms) => act.read = rooms.values().map(Vec::len).sum(),
             Err(what) => broken.push(Violation { invariant: "reading goes on", what }),
@@ -322,15 +342,30 @@ impl<'a> Scene<'a> {
         late("nodes recover by themselves", act.recovered_after, self.config.recover_max, broken);
     }
 
+    async fn open_publishers(&mut self) -> Result<(), String> {
+        self.publishers.clear();
+        for client in &self.clients {
+            let open = self.rooms.iter().map(|room| client.publisher(*room).patience(PROBE_PATIENCE).open());
+            let opened = futures::future::try_join_all(open).await.map_err(|error| format!("open: {error}"))?;
+            self.publishers.push(opened.into());
+        }
+        Ok(())
+    }
+
     /// Publishes through one node only.
     async fn probe(&mut self, at: usize) -> Answer {
         self.probes += 1;
         let client = &self.clients[at];
         let room = self.rooms[self.probes % self.rooms.len()];
+        let opened = self.publishers[at].pop_front();
         let (began, mut events) = (Instant::now(), client.events());
         let publish = async {
-            let publisher = client.publisher(room).patience(PROBE_PATIENCE).open().await?;
-            publisher.send(format!("probe {}", self.probes)).await.map(drop)
+            let publisher = match opened {
+                Some(publisher) => publisher,
+                None => client.publisher(room).patience(PROBE_PATIENCE).open().await?,
+            };
+            let sent = publisher.send(format!("probe {}", self.probes)).await;
+            sent.map(|_| publisher)
         };
         // The SDK goes on trying: what it is told first is the answer.
         let told = async {
@@ -347,6 +382,8 @@ impl<'a> Scene<'a> {
             published = publish => published,
             why = told => Err(why),
         };
+        // One that was refused goes on trying: it is dropped.
+        let result = result.map(|publisher| self.publishers[at].push_back(publisher));
         Answer { took: began.elapsed(), result }
     }
 }

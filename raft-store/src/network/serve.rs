@@ -18,9 +18,9 @@ use super::{StreamKind, WINDOW, receive};
 use crate::env::{Duplex, Env, FrameRx, FrameTx, Net, NetError, spawn};
 use crate::group::Inner;
 use crate::space::Space;
-use crate::state::StateMachine;
 use crate::stream::{decode, malformed};
-use crate::types::{Raft, TypeConfig};
+use crate::types::{Entry, Payload, TypeConfig};
+use crate::wal::GroupLog;
 
 /// Serves a stream until it ends.
 pub(crate) async fn serve<E: Env>(group: &Inner<E>, kind: StreamKind, duplex: Duplex<E::Net>) -> Result<(), NetError> {
@@ -39,7 +39,7 @@ async fn serve_append<E: Env>(group: &Inner<E>, (mut tx, rx): Duplex<E::Net>) ->
     // Requests are handed over one by one: Raft takes the next when it has room.
     let (to, from) = mpsc::channel(WINDOW);
     let refused = Refused::default();
-    spawn::<E>(read_requests::<E>(rx, to, group.space.clone(), refused.clone()));
+    spawn::<E>(read_requests::<E>(rx, to, Gate::of(group), refused.clone()));
     let requests = futures::stream::unfold(from, |mut from| async { Some((from.recv().await?, from)) });
     let mut answers = Box::pin(raft.stream_append(requests));
     while let Some(answer) = answers.next().await {
@@ -56,10 +56,27 @@ async fn serve_append<E: Env>(group: &Inner<E>, (mut tx, rx): Duplex<E::Net>) ->
     tx.finish().await
 }
 
-/// Why a request is not for Raft: there is no space for its entries.
-fn refuses<E: Env>(space: &Space<E>, append: &Append<E>) -> Option<String> {
-    let why = space.refuses_entries().filter(|_| !append.entries.is_empty())?;
-    Some(format!("no space for entries: {why}"))
+/// What decides whether entries are taken.
+struct Gate<E: Env> {
+    space: Arc<Space<E>>,
+    log: GroupLog<E>,
+}
+
+impl<E: Env> Gate<E> {
+    fn of(group: &Inner<E>) -> Self {
+        Self { space: group.space.clone(), log: group.log.clone() }
+    }
+
+    /// Why a request is not for Raft: there is no space for its entries. A new leader needs its first entry, which
+    /// is blank, committed before it can serve even reads, and looks for its place among entries that are here:
+    /// that is what the reserve is for, as long as the log itself does not wait for space.
+    fn refuses(&self, append: &Append<E>) -> Option<String> {
+        let why = self.space.refuses_entries()?;
+        let last = self.log.state().last.map(|id| id.index);
+        let is_news = |entry: &Entry| Some(entry.log_id.index) > last && matches!(entry.payload, Payload::Normal(_));
+        let takes = append.entries.is_empty() || (!self.space.has_failed() && !append.entries.iter().any(is_news));
+        (!takes).then(|| format!("no space for entries: {why}"))
+    }
 }
 
 type Append<E> = openraft::raft::AppendEntriesRequest<TypeConfig<E>>;
@@ -67,7 +84,7 @@ type Append<E> = openraft::raft::AppendEntriesRequest<TypeConfig<E>>;
 async fn read_requests<E: Env>(
     mut rx: <E::Net as Net>::Rx,
     to: mpsc::Sender<Append<E>>,
-    space: Arc<Space<E>>,
+    gate: Gate<E>,
     refused: Refused,
 ) {
     loop {
@@ -82,7 +99,7 @@ async fn read_requests<E: Env>(
         });
         match request {
             Ok(request) => {
-                if let Some(why) = refuses(&space, &request) {
+                if let Some(why) = gate.refuses(&request) {
                     *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
                     return;
                 }
@@ -99,21 +116,18 @@ async fn serve_control<E: Env>(group: &Inner<E>, (mut tx, mut rx): Duplex<E::Net
     while let Some(frame) = rx.recv().await? {
         let request = decode::<peer::RaftRequest>(Some(frame))?.request;
         let request = request.ok_or_else(|| malformed("an empty request"))?;
-        let response = handle(&group.raft, &group.space, request).await?;
+        let response = handle(group, request).await?;
         tx.send(vec![response.encode_to_vec().into()]).await?;
     }
     tx.finish().await
 }
 
-async fn handle<E: Env>(
-    raft: &Raft<E, StateMachine<E>>,
-    space: &Space<E>,
-    request: Request,
-) -> Result<peer::RaftResponse, NetError> {
+async fn handle<E: Env>(group: &Inner<E>, request: Request) -> Result<peer::RaftResponse, NetError> {
+    let raft = &group.raft;
     Ok(match request {
         Request::Append(append) => {
             let append = decode_append::<E>(append).map_err(malformed)?;
-            if let Some(why) = refuses(space, &append) {
+            if let Some(why) = Gate::of(group).refuses(&append) {
                 return Ok(error_of(why));
             }
             let answer = raft.append_entries(append).await;
