@@ -33,6 +33,8 @@ struct Inner<E: Env> {
 struct Talk {
     say: Box<dyn Fn() -> Exchange + Send + Sync>,
     hear: Box<dyn Fn(&Exchange) + Send + Sync>,
+    /// Changes when what is to be said should not wait for the next period.
+    urgent: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
 impl<E: Env> Clone for Peers<E> {
@@ -95,9 +97,10 @@ impl<E: Env> Peers<E> {
         &self,
         say: impl Fn() -> Exchange + Send + Sync + 'static,
         hear: impl Fn(&Exchange) + Send + Sync + 'static,
+        urgent: impl Fn() -> u64 + Send + Sync + 'static,
     ) {
         let peers = self.inner.peers.read().unwrap_or_else(PoisonError::into_inner);
-        if self.inner.talk.set(Talk { say: Box::new(say), hear: Box::new(hear) }).is_err() {
+        if self.inner.talk.set(Talk { say: Box::new(say), hear: Box::new(hear), urgent: Box::new(urgent) }).is_err() {
             return;
         }
         for peer in peers.values() {
@@ -108,7 +111,7 @@ impl<E: Env> Peers<E> {
     async fn exchange_with(self, peer: Arc<Peer<E>>) {
         let Some(talk) = self.inner.talk.get() else { return };
         while !peer.link.is_closed() {
-            let sent = now::<E>();
+            let (sent, said) = (now::<E>(), (talk.urgent)());
             match peer.link.request::<E>(Request::Exchange((talk.say)()), SILENCE_MAX).await {
                 Ok(Response::Exchange(answer)) => {
                     (talk.hear)(&answer);
@@ -119,7 +122,12 @@ impl<E: Env> Peers<E> {
             }
             // Until it was heard once, nobody can say how the cluster is.
             let period = if peer.heard().at.is_some() { PERIOD } else { PERIOD / 10 };
-            sleep::<E>(period.saturating_sub(sent.elapsed()).max(PERIOD / 10)).await;
+            loop {
+                sleep::<E>(PERIOD / 10).await;
+                if sent.elapsed() >= period || (talk.urgent)() != said {
+                    break;
+                }
+            }
         }
     }
 

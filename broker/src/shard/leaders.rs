@@ -83,6 +83,8 @@ impl<E: Env> Spread<E> {
         }
         let steady = self.led.iter().filter(|(_, (_, since))| unfit || since.elapsed() >= STEADY);
         let movable = steady.filter(|(group, _)| unfit || !shards.keeps(**group));
+        // The next leader would need a majority for its first entry; this one can still answer reads.
+        let movable = movable.filter(|(group, _)| !shards.lacks_majority(**group));
         movable.map(|(group, _)| *group).find_map(|group| {
             let ranking = shards.ranking(group)?;
             let better = ranking.into_iter().take_while(|&node| unfit || node != shards.node());

@@ -41,6 +41,17 @@ impl<E: Env> Shards<E> {
         }
     }
 
+    /// Whether so many voters of a group take no entries that no leader could have any committed.
+    pub(super) fn lacks_majority(&self, group: GroupId) -> bool {
+        let Ok(replica) = self.group(group) else { return false };
+        let mut refusing = self.peers().refusing_entries();
+        if replica.space().refuses_entries().is_some() {
+            refusing.insert(self.node());
+        }
+        let voters = replica.status().voters;
+        !refusing.is_empty() && 2 * voters.iter().filter(|voter| !refusing.contains(voter)).count() <= voters.len()
+    }
+
     fn no_space_on_majority(&self, replica: &Group<E>) -> Option<String> {
         let refusing = self.peers().refusing_entries();
         if refusing.is_empty() {
