@@ -139,14 +139,13 @@ pub async fn run(config: &FullConfig) -> Result<FullReport, String> {
 
 async fn play(config: &FullConfig, stage: &mut Stage, report: &mut FullReport) -> Result<(), String> {
     let mut scene = Scene::set(config, stage).await?;
-    let acts: [(&'static str, fn(usize) -> Vec<usize>); 3] = [
-        ("a follower of a shard", |leader| vec![(leader + 1) % 3]),
-        ("the leader of a shard", |leader| vec![leader]),
-        ("two of three", |leader| vec![leader, (leader + 1) % 3]),
-    ];
+    // Counted from the leader on.
+    let acts: [(&'static str, &[usize]); 3] =
+        [("a follower of a shard", &[1]), ("the leader of a shard", &[0]), ("two of three", &[0, 1])];
     for (name, who) in acts {
         let leader = scene.leader(stage).await?;
-        let (act, broken) = scene.act(name, &who(leader), stage).await?;
+        let full: Vec<usize> = who.iter().map(|at| (leader + at) % 3).collect();
+        let (act, broken) = scene.act(name, &full, stage).await?;
         eprintln!(
             "{name} ({}): said after {:.2} s, stepped down after {:?}, {} writes answered within {:.2} s, {} refused, \
              recovered after {:.2} s, longest gap {:.2} s, {} acknowledged{}",
