@@ -47,6 +47,8 @@ pub fn render(sample: &Sample) -> Result<String, fmt::Error> {
     gauge(&mut registry, "subscriptions", "Open subscriptions", signed(status.subscriptions));
     gauge(&mut registry, "disk_used_bytes", "Bytes of the data directory", signed(status.disk_used_bytes));
     gauge(&mut registry, "disk_free_bytes", "Bytes that can still be written", signed(status.disk_free_bytes));
+    let full = i64::from(!status.disk_full.is_empty());
+    gauge(&mut registry, "disk_full", "1 when the node takes no new messages for want of disk space", full);
     seconds(&mut registry, "fsync_seconds", "Duration of the last fsync of the log", status.last_fsync_us, 1e6);
     seconds(&mut registry, "uptime_seconds", "Time since the process started", status.uptime_ms, 1e3);
     counter(&mut registry, "wal_rounds", "Writes of the log, each with one fsync", sample.wal_rounds_total);

@@ -29,15 +29,14 @@ pub struct NodeVitals<E: Env> {
     members: Arc<Members<E>>,
     not_ready: RwLock<Vec<String>>,
     used_bytes: AtomicU64,
-    free_bytes: AtomicU64,
 }
 
 impl<E: Env> NodeVitals<E> {
     /// Of a node that has just been opened.
     pub fn new(env: E, dir: PathBuf, store: Store<E>, formation: Arc<Formation<E>>, members: Arc<Members<E>>) -> Self {
         let not_ready = RwLock::new(vec!["starting".into()]);
-        let (used_bytes, free_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { env, dir, store, formation, members, not_ready, used_bytes, free_bytes }
+        let used_bytes = AtomicU64::new(0);
+        Self { env, dir, store, formation, members, not_ready, used_bytes }
     }
 
     /// Looks for ever.
@@ -52,7 +51,8 @@ impl<E: Env> NodeVitals<E> {
             let is_member = self.members.removed().is_none();
             let tolerated =
                 is_member && well.is_some_and(|well| now.saturating_duration_since(well) < LEADERLESS_TOLERATED);
-            let reasons = if tolerated { Vec::new() } else { found };
+            let mut reasons = if tolerated { Vec::new() } else { found };
+            reasons.extend(self.store.space().refuses_writes().map(|why| format!("takes no new messages: {why}")));
             *self.not_ready.write().unwrap_or_else(PoisonError::into_inner) = reasons;
             if measured.is_none_or(|measured| now.saturating_duration_since(measured) >= MEASURE_EVERY) {
                 measured = Some(now);
@@ -74,9 +74,6 @@ impl<E: Env> NodeVitals<E> {
     }
 
     async fn measure(&self) {
-        if let Ok(free) = self.env.disk().free_bytes(&self.dir).await {
-            self.free_bytes.store(free, Ordering::Relaxed);
-        }
         self.used_bytes.store(self.used().await, Ordering::Relaxed);
     }
 
@@ -107,7 +104,7 @@ impl<E: Env> Vitals for NodeVitals<E> {
     }
 
     fn disk_free_bytes(&self) -> u64 {
-        self.free_bytes.load(Ordering::Relaxed)
+        self.store.space().free_bytes()
     }
 
     fn last_fsync_us(&self) -> u64 {

@@ -41,6 +41,8 @@ struct Slot {
     /// Itself, when it is no node of the plan and asks to be taken in.
     joins: Option<PlanNode>,
     life: u64,
+    /// Syncs that failed in earlier lives.
+    bad_syncs: u64,
     running: Option<Running>,
 }
 
@@ -54,7 +56,7 @@ impl Slot {
     fn blank(seed: u64, sync_nanos: (u64, u64), id: NodeId, key: SigningKey) -> Self {
         let disk = SimDisk::new(seed, id.0, Path::new(DATA_DIR));
         disk.set_timing(DiskTiming { sync_nanos, ..DiskTiming::default() });
-        Self { disk, clock: SimClock::default(), key, joins: None, life: 0, running: None }
+        Self { disk, clock: SimClock::default(), key, joins: None, life: 0, bad_syncs: 0, running: None }
     }
 }
 
@@ -208,6 +210,7 @@ impl Cluster {
             let mut state = self.lock();
             let Some(slot) = state.slots.get_mut(&id).filter(|slot| slot.running.is_none()) else { return };
             slot.life += 1;
+            slot.bad_syncs = slot.disk.bad_syncs();
             let label = format!("n{id}#{}", slot.life);
             let domain = handle.open_domain(&label);
             slot.running = Some(Running { domain, node: None });
@@ -235,6 +238,10 @@ impl Cluster {
                     cluster.serve(id, domain, &node);
                     node.fault().await
                 }
+                Err(error) if cluster.disk(id).is_some_and(|disk| disk.is_filled()) => {
+                    // It needs a little space to start; whoever gives it back starts it again.
+                    return cluster.ends(id, &format!("does not start on a full disk: {error}"));
+                }
                 Err(error) => format!("does not start: {error}"),
             };
             cluster.exited(id, &why);
@@ -251,8 +258,30 @@ impl Cluster {
 
     /// A node gave up: in production its process ends.
     fn exited(&self, id: NodeId, why: &str) {
+        if !self.explains_exit(id, why) {
+            self.lock().exits.push(format!("n{id}: {why}"));
+        }
+        self.ends(id, why);
+    }
+
+    /// A sync of its disk failed in this life, and it says so.
+    fn explains_exit(&self, id: NodeId, why: &str) -> bool {
+        let state = self.lock();
+        state.slots.get(&id).is_some_and(|slot| slot.disk.bad_syncs() > slot.bad_syncs) && why.contains("EIO")
+    }
+
+    /// Something is wrong that is none of the nodes' own exits.
+    pub fn blame(&self, what: String) {
+        self.lock().exits.push(what);
+    }
+
+    /// Which life of a node runs, if it does.
+    pub fn life(&self, id: NodeId) -> Option<u64> {
+        self.lock().slots.get(&id).filter(|slot| slot.running.is_some()).map(|slot| slot.life)
+    }
+
+    fn ends(&self, id: NodeId, why: &str) {
         self.inner.handle.note(&format!("n{id} exits: {why}"));
-        self.lock().exits.push(format!("n{id}: {why}"));
         let cluster = self.clone();
         // Not from within the node's own task.
         let _detached = self.inner.handle.spawn_in(Domain::HARNESS, async move { cluster.kill(id, false) });
@@ -375,6 +404,7 @@ fn store_config(plan: &Plan) -> StoreConfig {
         segment_bytes: plan.segment_bytes,
         checkpoint_log_bytes: plan.checkpoint_log_bytes,
         overlay_bytes: plan.overlay_bytes,
+        space: plan.space,
         timeline_tail_bytes: 256 << 10,
         ..StoreConfig::default()
     }

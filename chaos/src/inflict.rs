@@ -4,10 +4,19 @@ use std::time::Duration;
 
 use openraft_rt::AsyncRuntime;
 
+use unibus_proto::id::NodeId;
+
 use crate::plan::Fault;
 use crate::run::{Run, locked};
+use crate::sim::disk::FileKind;
 use crate::sim::hub::Endpoint;
 use crate::sim::runtime::SimRuntime;
+
+/// A sync that is to fail is waited for so long: segments are synced with checkpoints only.
+const BAD_SYNC_PATIENCE: Duration = Duration::from_secs(2);
+/// A node whose disk has failed ends within this time.
+const EXIT_PATIENCE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(1);
 
 impl Run {
     /// Does a fault, ends it after its time, and counts it when it hit.
@@ -74,12 +83,65 @@ impl Run {
                 sleep(for_ms).await;
                 cluster.set_slow(id, false);
             }
+            Fault::DiskFull { targets, leave_bytes, for_ms } => {
+                let ids: Vec<_> = targets.into_iter().filter_map(|target| cluster.resolve(target)).collect();
+                self.fill(&ids, Some(leave_bytes));
+                sleep(for_ms).await;
+                self.fill(&ids, None);
+                return !ids.is_empty();
+            }
+            Fault::BadSync { target, segment, down_ms } => {
+                let Some(id) = cluster.resolve(target) else { return false };
+                let kind = if segment { FileKind::Segment } else { FileKind::Wal };
+                return self.fail_sync(id, kind, Duration::from_millis(down_ms)).await;
+            }
             Fault::Clock { target, error_ms } => {
                 let Some(id) = cluster.resolve(target) else { return false };
                 self.handle.note(&format!("n{id}'s clock is wrong by {error_ms} ms"));
                 cluster.set_clock(id, error_ms);
             }
         }
+        true
+    }
+}
+
+impl Run {
+    /// Leaves so many bytes on the disks; with space again, nodes that did not start do.
+    pub(crate) fn fill(&self, ids: &[NodeId], leave: Option<u64>) {
+        for id in ids {
+            let Some(disk) = self.cluster.disk(*id) else { continue };
+            self.handle.note(&match leave {
+                Some(leave) => format!("n{id}'s disk has {leave} bytes left"),
+                None => format!("n{id}'s disk has space"),
+            });
+            disk.fill(leave);
+            if leave.is_none() {
+                self.cluster.start(*id);
+            }
+        }
+    }
+
+    /// A sync fails, if there is one in time: the node must end at once, and comes back. False when none did.
+    async fn fail_sync(&self, id: NodeId, kind: FileKind, down: Duration) -> bool {
+        let Some((disk, life)) = self.cluster.disk(id).zip(self.cluster.life(id)) else { return false };
+        let before = disk.bad_syncs();
+        disk.fail_sync(Some(kind));
+        let mut waited = Duration::ZERO;
+        while disk.bad_syncs() == before && waited < BAD_SYNC_PATIENCE {
+            SimRuntime::sleep(LOOK).await;
+            waited += LOOK;
+        }
+        disk.fail_sync(None);
+        if disk.bad_syncs() == before {
+            return false;
+        }
+        self.handle.note(&format!("a sync of n{id}'s {kind:?} failed"));
+        SimRuntime::sleep(EXIT_PATIENCE).await;
+        if self.cluster.life(id) == Some(life) {
+            self.cluster.blame(format!("n{id} goes on {EXIT_PATIENCE:?} after a failed sync of its {kind:?}"));
+        }
+        SimRuntime::sleep(down).await;
+        self.cluster.start(id);
         true
     }
 }
@@ -93,6 +155,8 @@ fn kind(fault: &Fault) -> &'static str {
         Fault::OneWay { .. } => "one-way",
         Fault::Break { .. } => "break",
         Fault::SlowDisk { .. } => "slow-disk",
+        Fault::DiskFull { .. } => "disk-full",
+        Fault::BadSync { .. } => "bad-sync",
         Fault::Clock { .. } => "clock",
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use unibus_chaos::real::args::{Power, Real};
-use unibus_chaos::real::{away, doctor, power, tree};
+use unibus_chaos::real::{away, doctor, full, power, tree};
 
 const HARNESS_ERROR: u8 = 3;
 const UNKNOWN: u8 = 2;
@@ -42,6 +42,10 @@ pub fn real(scenario: &Real) -> ExitCode {
         let (result, code) = match scenario {
             Real::Away(args) => {
                 let report = away::run(&args.config()).await?;
+                (report.to_json(), report.exit_code())
+            }
+            Real::DiskFull(args) => {
+                let report = full::run(&args.config()).await?;
                 (report.to_json(), report.exit_code())
             }
             Real::Tree(args) => {

@@ -1,6 +1,7 @@
 //! From a seed to everything that will be done to a cluster: pure data, drawn from named sub-streams.
 
 use unibus_proto::id::NodeId;
+use unibus_raft_store::space::SpaceMarks;
 
 use crate::sim::hub::LinkTiming;
 use crate::sim::random::Random;
@@ -68,6 +69,24 @@ pub enum Fault {
         /// For how long.
         for_ms: u64,
     },
+    /// Disks fill up.
+    DiskFull {
+        /// Whose.
+        targets: Vec<Target>,
+        /// Bytes that can still be written.
+        leave_bytes: u64,
+        /// For how long.
+        for_ms: u64,
+    },
+    /// The next sync of a file fails, and the node must end.
+    BadSync {
+        /// Whose.
+        target: Target,
+        /// Of a segment, not of the log.
+        segment: bool,
+        /// How long the node is down.
+        down_ms: u64,
+    },
     /// A node's wall clock becomes wrong.
     Clock {
         /// Whose.
@@ -117,6 +136,8 @@ pub struct Plan {
     pub segment_bytes: u64,
     /// Bytes of a log file.
     pub wal_file_bytes: u64,
+    /// Free bytes below which nodes take less.
+    pub space: SpaceMarks,
     /// What goes wrong, in order of time.
     pub faults: Vec<Timed>,
 }
@@ -154,9 +175,16 @@ impl Plan {
             checkpoint_log_bytes: [2 << 10, 16 << 10, 1 << 30][tables.below(3) as usize],
             overlay_bytes: [4 << 10, 64 << 10, 8 << 20][tables.below(3) as usize],
             wal_file_bytes: [256 << 10, 1 << 20][random.below(2) as usize],
+            space: SpaceMarks::default(),
             faults: Vec::new(),
         };
         plan.faults = faults(&mut Random::stream(seed, "plan.faults", 0), &plan);
+        // As above.
+        let mut space = Random::stream(seed, "plan.space", 0);
+        // With small marks, or none, the log, segments and tables run into the end of the disk themselves.
+        plan.space = [SpaceMarks::default(), marks(256 << 10, 64 << 10), marks(0, 0)][space.below(3) as usize];
+        plan.faults.extend(disk_faults(&mut space, &plan));
+        plan.faults.sort_by_key(|timed| timed.at_ms);
         plan
     }
 }
@@ -198,14 +226,45 @@ fn faults(random: &mut Random, plan: &Plan) -> Vec<Timed> {
     faults
 }
 
-fn fault(random: &mut Random, kind: u64, plan: &Plan) -> Fault {
-    let node = |random: &mut Random| NodeId(random.between(1, plan.nodes));
-    // Half of the time a leader.
-    let target = if random.chance(500_000) {
+fn marks(low_bytes: u64, reserve_bytes: u64) -> SpaceMarks {
+    SpaceMarks { low_bytes, reserve_bytes }
+}
+
+/// In some seeds: disks that fill up, and syncs that fail.
+fn disk_faults(random: &mut Random, plan: &Plan) -> Vec<Timed> {
+    if !random.chance(400_000) {
+        return Vec::new();
+    }
+    let count = random.between(1, 3);
+    let draw = |random: &mut Random| {
+        if random.chance(300_000) {
+            let (segment, down_ms) = (random.chance(300_000), random.between(0, 2_000));
+            return Fault::BadSync { target: target(random, plan), segment, down_ms };
+        }
+        let nodes = random.between(1, plan.nodes);
+        let targets = match nodes {
+            1 => vec![target(random, plan)],
+            _ => (1..=nodes).map(|node| Target::Node(NodeId(node))).collect(),
+        };
+        // Nothing, a part of a log file, some, and more than the reserve that nodes have unless told otherwise.
+        let leave_bytes = [0, 100 << 10, 2 << 20, 200 << 20][random.below(4) as usize];
+        Fault::DiskFull { targets, leave_bytes, for_ms: random.between(500, 6_000) }
+    };
+    (0..count).map(|_| Timed { fault: draw(random), at_ms: random.below(plan.load_ms) }).collect()
+}
+
+/// Half of the time a leader.
+fn target(random: &mut Random, plan: &Plan) -> Target {
+    if random.chance(500_000) {
         Target::Leader(random.below(u64::from(plan.shards) + 1) as u32)
     } else {
-        Target::Node(node(random))
-    };
+        Target::Node(NodeId(random.between(1, plan.nodes)))
+    }
+}
+
+fn fault(random: &mut Random, kind: u64, plan: &Plan) -> Fault {
+    let node = |random: &mut Random| NodeId(random.between(1, plan.nodes));
+    let target = target(random, plan);
     let (down_ms, for_ms) = (random.between(0, 3_000), random.between(100, 6_000));
     let (a, step) = (node(random), random.between(1, plan.nodes - 1));
     let b = NodeId((a.0 - 1 + step) % plan.nodes + 1);
@@ -242,6 +301,9 @@ mod tests {
         assert!(has(|fault| matches!(fault, Fault::PowerCutAll { .. })) >= 5);
         assert!(has(|fault| matches!(fault, Fault::Isolate { .. })) >= 5);
         assert!(has(|fault| matches!(fault, Fault::OneWay { .. })) >= 5);
+        assert!(has(|fault| matches!(fault, Fault::DiskFull { .. })) >= 10);
+        assert!(has(|fault| matches!(fault, Fault::DiskFull { targets, .. } if targets.len() > 1)) >= 5);
+        assert!(has(|fault| matches!(fault, Fault::BadSync { .. })) >= 5);
         assert!(plans.iter().filter(|plan| plan.faults.is_empty()).count() >= 5);
     }
 }

@@ -322,8 +322,12 @@ impl Run {
             connection_loss_per_million: 0,
             ..plan.link
         });
+        self.fill(&self.cluster.ids(), None);
         for id in self.cluster.ids() {
             self.cluster.set_slow(id, false);
+            if let Some(disk) = self.cluster.disk(id) {
+                disk.fail_sync(None);
+            }
             self.cluster.start(id);
         }
         self.cluster.wait_ready(READY).await.map_err(liveness)

@@ -228,6 +228,7 @@ fn remedy(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::Draining | ErrorCode::Overloaded | ErrorCode::RateLimited => {
             "wait a moment, then run the same again"
         }
+        ErrorCode::DiskFull => "free space on the disk that is named or enlarge it, then run the same again",
         ErrorCode::OutcomeUnknown | ErrorCode::Internal => {
             "unibusctl pub --producer NAME makes a re-run of the same input store each message once"
         }

@@ -226,7 +226,7 @@ impl<P: Platform> Core<P> {
 
     /// Leaves a node alone that failed in a way that another one may not.
     pub fn note_failure(&self, address: &str, error: &Error) {
-        let busy = matches!(error.code, ErrorCode::RateLimited | ErrorCode::Overloaded);
+        let busy = matches!(error.code, ErrorCode::RateLimited | ErrorCode::Overloaded | ErrorCode::DiskFull);
         if error.is_transient() && !busy && error.leader.is_none() {
             self.nodes().note_failure(address, self.platform.now());
         }

@@ -114,11 +114,13 @@ codes! {
     QuotaExceeded = "QUOTA_EXCEEDED", ResourceExhausted, Never, None;
     /// The node or the subscriber is behind: wait for the hinted time, or resume.
     Overloaded = "OVERLOADED", ResourceExhausted, Safe, None;
+    /// The leader, or a majority of the group's nodes, has no disk space for it. Nothing was stored.
+    DiskFull = "DISK_FULL", ResourceExhausted, Safe, None;
     /// This node does not lead the group; refused before it was proposed.
     NotLeader = "NOT_LEADER", Unavailable, Safe, None;
     /// The group has no leader: no quorum, or an election is under way. Nothing was proposed.
     NoLeader = "NO_LEADER", Unavailable, Safe, None;
-    /// The node is shutting down; use another.
+    /// The node is shutting down, or cannot serve this while its disk is full; use another.
     Draining = "DRAINING", Unavailable, Safe, None;
     /// The node could not be reached; nothing was sent.
     Unreachable = "UNREACHABLE", Unavailable, Safe, None;

@@ -114,6 +114,8 @@ impl<E: Env> Checkpoints<E> {
     pub async fn save(&self, current: &mut Current<E>, marker: Marker, rows: &Overlay) -> Result<(), StoreError> {
         let home = &self.home;
         home.check_space(rows).await?;
+        // Taken before anything is written: what others write meanwhile must not cost the tree.
+        current.tree.reserve(rows.bytes() as u64).await.map_err(io_at("reserve space for the tables in", &home.dir))?;
         let named = (current.number, current.marker.name(), &marker);
         file::write(&home.env, &home.dir, home.place, named, rows).await?;
         let changed = rows.iter().map(|(key, value)| (key.clone(), value.cloned()));

@@ -21,6 +21,7 @@ use crate::env::{Env, Instant, WatchReceiver, timeout};
 use crate::error::StoreError;
 use crate::replica::{AppliedEntry, GroupMachine, LogSynced, Replica};
 use crate::segment::{SegmentEntry, TimelineError};
+use crate::space::Space;
 use crate::state::StateMachine;
 use crate::tables::StateHash;
 use crate::types::{Member, Proposal, Raft, TypeConfig};
@@ -128,6 +129,7 @@ pub(crate) struct Inner<E: Env> {
     pub log: GroupLog<E>,
     /// Snapshots are never built in two groups at once.
     pub build: Arc<Semaphore>,
+    pub space: Arc<Space<E>>,
     pub heartbeat: Duration,
 }
 
@@ -286,6 +288,11 @@ impl<E: Env> Group<E> {
     /// The state hash as of now, with the index that it belongs to.
     pub fn state_hash_now(&self) -> (u64, StateHash) {
         self.0.replica.hash_now()
+    }
+
+    /// The space that the node has left.
+    pub fn space(&self) -> &Space<E> {
+        &self.0.space
     }
 
     /// How long the disk has been busy with one write of the log.

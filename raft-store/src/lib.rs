@@ -10,6 +10,7 @@
 //!   hashes of files;
 //! - [`replica`] these together: the applied state of a group; [`state`] openraft's view of it;
 //! - [`stream`] how a stream between nodes begins; `network` what openraft sends over it;
+//! - [`space`] how much room the disk has left, and what the node takes for that;
 //! - [`group`], [`membership`], [`store`] what the rest of the node sees.
 
 pub mod checkpoint;
@@ -27,6 +28,7 @@ mod network;
 pub mod replica;
 pub mod segment;
 pub mod snapshot;
+pub mod space;
 pub mod state;
 pub mod store;
 pub mod stream;

@@ -19,6 +19,7 @@ use crate::log::LogStore;
 use crate::network::{self, Network, Pace, StreamKind};
 use crate::replica::{CheckpointTurn, LogSynced, Replica, log_synced};
 use crate::segment::Place;
+use crate::space::Space;
 use crate::state::StateMachine;
 use crate::types::Raft;
 use crate::wal::{GroupLog, Wal};
@@ -40,6 +41,7 @@ struct Shared<E: Env> {
     groups: BTreeMap<GroupId, Group<E>>,
     wal: Wal<E>,
     faults: Faults,
+    space: Arc<Space<E>>,
     stop: Arc<Watched<E, bool>>,
     /// Until the first shutdown, which takes it.
     running: Mutex<bool>,
@@ -62,8 +64,10 @@ impl<E: Env> Store<E> {
         let stop = Arc::new(Watched::<E, bool>::new(false));
         let checkpoint = CheckpointTurn::default();
         let pace = Arc::new(Pace::new(config.snapshot_bytes_per_second));
+        let space = Arc::new(Space::measure(env.clone(), config.dir.clone(), config.space).await);
+        spawn::<E>(space.clone().watch(wal.clone(), stop.subscribe()));
         let opening =
-            Opening { env, identity, config, raft_config, faults, build, pace, checkpoint, stop: stop.clone() };
+            Opening { env, identity, config, raft_config, faults, build, pace, checkpoint, space, stop: stop.clone() };
         let mut groups = BTreeMap::new();
         for id in (0..opening.config.groups).map(GroupId) {
             let group = opening.group(id, wal.group(id)).await?;
@@ -79,7 +83,8 @@ impl<E: Env> Store<E> {
         spawn::<E>(trim::run(wal.clone(), trimmed, log_bytes, file_bytes, stop.subscribe()));
         let patience = opening.config.disk_patience;
         spawn::<E>(watch_disk(wal.clone(), patience, opening.faults.clone(), stop.subscribe()));
-        Ok(Self(Arc::new(Shared { groups, wal, faults: opening.faults, stop, running: Mutex::new(true) })))
+        let (faults, space, running) = (opening.faults, opening.space, Mutex::new(true));
+        Ok(Self(Arc::new(Shared { groups, wal, faults, space, stop, running })))
     }
 
     /// A group; none when the id is above the number of shards.
@@ -95,6 +100,11 @@ impl<E: Env> Store<E> {
     /// The write-ahead log, for its figures.
     pub fn wal(&self) -> &Wal<E> {
         &self.0.wal
+    }
+
+    /// The space that the node has left.
+    pub fn space(&self) -> &Space<E> {
+        &self.0.space
     }
 
     /// Whether `directory` is the one that the membership of the meta group knows for `peer`; none while
@@ -117,7 +127,7 @@ impl<E: Env> Store<E> {
         let Some(group) = self.group(GroupId(group)) else {
             return tracing::warn!(%peer, group, "peer opened a stream of a group that this node does not have");
         };
-        if let Err(error) = network::serve(&group.0.raft, &group.0.replica, kind, duplex).await {
+        if let Err(error) = network::serve(&group.0, kind, duplex).await {
             tracing::debug!(%peer, group = %group.id(), %error, "raft stream ended");
         }
     }
@@ -133,6 +143,9 @@ impl<E: Env> Store<E> {
             return;
         }
         self.0.stop.update(|stop| *stop = true);
+        // What waits for space would wait for ever.
+        self.0.wal.give_up_waiting();
+        self.0.groups.values().for_each(|group| group.0.replica.segments.give_up_waiting());
         for group in self.0.groups.values() {
             if let Err(error) = group.0.raft.shutdown().await {
                 tracing::warn!(group = %group.id(), %error, "raft did not stop in order");
@@ -152,6 +165,7 @@ struct Opening<E: Env> {
     build: Arc<Semaphore>,
     pace: Arc<Pace<E>>,
     checkpoint: CheckpointTurn,
+    space: Arc<Space<E>>,
     stop: Arc<Watched<E, bool>>,
 }
 
@@ -172,8 +186,8 @@ impl<E: Env> Opening<E> {
         let raft: Raft<E, StateMachine<E>> = Raft::new(node, self.raft_config.clone(), network, store, machine)
             .await
             .map_err(|fatal| StoreError::Raft { group: id, why: fatal.to_string() })?;
-        let inner =
-            Inner { id, node, raft, replica, synced, log, build: self.build.clone(), heartbeat: config.raft.heartbeat };
+        let (build, space, heartbeat) = (self.build.clone(), self.space.clone(), config.raft.heartbeat);
+        let inner = Inner { id, node, raft, replica, synced, log, build, space, heartbeat };
         let group = Group(Arc::new(inner));
         self.check_directory(&group)?;
         Ok(group)

@@ -37,6 +37,9 @@ pub trait TreeRead: Send + Sync + 'static {
 
 /// An ordered map on disk.
 pub trait Tree: TreeRead + Clone {
+    /// Takes the space that writing so many bytes of rows needs, so that [`Tree::write`] and [`Tree::sync`] do not
+    /// run out of it half-way: a tree that does is lost.
+    fn reserve(&self, bytes: u64) -> impl Future<Output = io::Result<()>> + Send;
     /// Writes rows, neither durably nor atomically.
     fn write(&self, rows: Vec<TreeWrite>) -> impl Future<Output = io::Result<()>> + Send;
     /// Makes what was written durable. A failed one is never retried: the tree is discarded.

@@ -21,6 +21,7 @@ use unibus_proto::log::{Proposal, Tick, proposal::Command};
 use unibus_raft_store::env::Env;
 use unibus_raft_store::replica::{Replica, ReplicaConfig};
 use unibus_raft_store::segment::Place;
+use unibus_raft_store::space::{SpaceLevel, SpaceMarks};
 use unibus_raft_store::state::StateMachine;
 use unibus_raft_store::testing::crash::CrashEnv;
 use unibus_raft_store::types::{self, Entry, Member, log_id};
@@ -232,4 +233,54 @@ async fn a_snapshot_without_space_is_absorbed_and_made_later() {
     };
     tokio::time::timeout(PATIENCE, made).await.expect("made when there is space again");
     group.propose(tick()).await.expect("goes on");
+}
+
+/// Neither the log nor checkpoints nor snapshots end a group when nothing fits on the disk any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_waited_for_and_ends_nothing() {
+    let (env, dir) = (CrashEnv::new(2), Path::new("/node"));
+    let (identity, _lock) = Identity::open(&env, dir, PLACE.cluster, NodeId(1)).await.expect("minted");
+    let space = SpaceMarks { low_bytes: 1 << 20, reserve_bytes: 512 << 10 };
+    let config = StoreConfig { dir: dir.into(), groups: 2, wal: small(), space, ..StoreConfig::default() };
+    let config = StoreConfig { checkpoint_log_bytes: 2_000, snapshot_log_bytes: 4_000, ..config };
+    let config = StoreConfig { disk_patience: Duration::from_secs(1), ..config };
+    let store = Store::open(env.clone(), identity, config).await.expect("opened");
+    let members = BTreeMap::from([(NodeId(1), Member { directory: identity.directory })]);
+    let group = store.group(PLACE.group).expect("there");
+    group.initialize(members).await.expect("initialized");
+    let tick = || Bytes::from(Proposal { at_ms: 1, command: Some(Command::Tick(Tick {})) }.encode_to_vec());
+    while group.propose(tick()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    env.disk().fill();
+    let writer = {
+        let group = group.clone();
+        tokio::spawn(async move {
+            for _ in 0..2_000 {
+                group.propose(tick()).await.expect("waits, and does not fail");
+            }
+        })
+    };
+    let stalled = async {
+        while store.wal().stalled().is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, stalled).await.expect("the log needs another file");
+    // Longer than a disk that hangs is given.
+    let fault = tokio::time::timeout(Duration::from_millis(1_500), store.faults()).await;
+    assert!(fault.is_err() && !writer.is_finished(), "{fault:?}");
+    let why = store.space().refuses_entries().expect("it takes no more entries");
+    assert!(why.contains("/node has 0 MiB free") && why.contains("enlarge the disk"), "{why}");
+
+    env.disk().set_capacity(None);
+    tokio::time::timeout(PATIENCE, writer).await.expect("goes on by itself").expect("all written");
+    let made = async {
+        while group.status().snapshot_index == 0 || store.space().level() != SpaceLevel::Enough {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, made).await.expect("what was put off is made up for");
+    env.disk().fill();
+    tokio::time::timeout(PATIENCE, store.shutdown()).await.expect("a full disk holds up no shutdown");
 }

@@ -35,6 +35,8 @@ pub const NODE_KEYS: &[&str] = &[
     "store.checkpoint_log_bytes",
     "store.snapshot_log_bytes",
     "store.segment_bytes",
+    "store.disk_low_bytes",
+    "store.disk_reserve_bytes",
     "cluster.id",
     "cluster.shards",
     "cluster.node[].id",
@@ -68,6 +70,8 @@ const OVERRIDABLE: &[&str] = &[
     "store.wal_file_bytes",
     "store.checkpoint_log_bytes",
     "store.snapshot_log_bytes",
+    "store.disk_low_bytes",
+    "store.disk_reserve_bytes",
 ];
 
 /// A value that a flag or a variable puts over the file: key and text.

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use unibus_raft_store::StoreConfig;
+use unibus_raft_store::space::SpaceMarks;
 use unibus_raft_store::wal::WalConfig;
 
 use super::ConfigError;
@@ -27,6 +28,14 @@ pub struct StoreSection {
     /// replicas cut by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segment_bytes: Option<u64>,
+    /// Free bytes of the disk below which the node takes no new messages as a leader and gives its leaderships
+    /// away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_low_bytes: Option<u64>,
+    /// Free bytes below which it takes no entries from other leaders either: kept for votes, checkpoints and
+    /// snapshots, without which the log cannot be cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_reserve_bytes: Option<u64>,
 }
 
 impl StoreSection {
@@ -52,7 +61,19 @@ impl StoreSection {
             }
         }
         let defaults = StoreConfig::default();
+        let space = SpaceMarks {
+            low_bytes: self.disk_low_bytes.unwrap_or(defaults.space.low_bytes),
+            reserve_bytes: self.disk_reserve_bytes.unwrap_or(defaults.space.reserve_bytes),
+        };
+        if space.reserve_bytes > space.low_bytes {
+            return Err(ConfigError::Value {
+                key: "store.disk_reserve_bytes".into(),
+                found: space.reserve_bytes.to_string(),
+                expected: format!("at most store.disk_low_bytes, which is {}", space.low_bytes),
+            });
+        }
         Ok(StoreConfig {
+            space,
             wal: WalConfig { file_bytes: self.wal_file_bytes.unwrap_or(defaults.wal.file_bytes), ..defaults.wal },
             checkpoint_log_bytes: self.checkpoint_log_bytes.unwrap_or(defaults.checkpoint_log_bytes),
             snapshot_log_bytes: self.snapshot_log_bytes.unwrap_or(defaults.snapshot_log_bytes),
@@ -71,6 +92,19 @@ mod tests {
         let section = StoreSection { segment_bytes: Some(1 << 20), ..StoreSection::default() };
         let expected = StoreConfig { segment_bytes: 1 << 20, ..StoreConfig::default() };
         assert_eq!(section.config().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_reserve_is_part_of_what_is_kept_free() {
+        let marks = |low, reserve| StoreSection {
+            disk_low_bytes: Some(low),
+            disk_reserve_bytes: Some(reserve),
+            ..StoreSection::default()
+        };
+        let space = marks(2 << 30, 1 << 30).config().unwrap().space;
+        assert_eq!((space.low_bytes, space.reserve_bytes), (2 << 30, 1 << 30));
+        let refused = marks(1 << 20, 2 << 20).config().unwrap_err().to_string();
+        assert!(refused.contains("store.disk_reserve_bytes: found 2097152"), "{refused}");
     }
 
     #[test]

@@ -33,6 +33,8 @@ struct Inner<E: Env> {
 struct Talk {
     say: Box<dyn Fn() -> Exchange + Send + Sync>,
     hear: Box<dyn Fn(&Exchange) + Send + Sync>,
+    /// Changes when what is to be said should not wait for the next period.
+    urgent: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
 impl<E: Env> Clone for Peers<E> {
@@ -95,9 +97,10 @@ impl<E: Env> Peers<E> {
         &self,
         say: impl Fn() -> Exchange + Send + Sync + 'static,
         hear: impl Fn(&Exchange) + Send + Sync + 'static,
+        urgent: impl Fn() -> u64 + Send + Sync + 'static,
     ) {
         let peers = self.inner.peers.read().unwrap_or_else(PoisonError::into_inner);
-        if self.inner.talk.set(Talk { say: Box::new(say), hear: Box::new(hear) }).is_err() {
+        if self.inner.talk.set(Talk { say: Box::new(say), hear: Box::new(hear), urgent: Box::new(urgent) }).is_err() {
             return;
         }
         for peer in peers.values() {
@@ -108,7 +111,7 @@ impl<E: Env> Peers<E> {
     async fn exchange_with(self, peer: Arc<Peer<E>>) {
         let Some(talk) = self.inner.talk.get() else { return };
         while !peer.link.is_closed() {
-            let sent = now::<E>();
+            let (sent, said) = (now::<E>(), (talk.urgent)());
             match peer.link.request::<E>(Request::Exchange((talk.say)()), SILENCE_MAX).await {
                 Ok(Response::Exchange(answer)) => {
                     (talk.hear)(&answer);
@@ -119,7 +122,12 @@ impl<E: Env> Peers<E> {
             }
             // Until it was heard once, nobody can say how the cluster is.
             let period = if peer.heard().at.is_some() { PERIOD } else { PERIOD / 10 };
-            sleep::<E>(period.saturating_sub(sent.elapsed()).max(PERIOD / 10)).await;
+            loop {
+                sleep::<E>(PERIOD / 10).await;
+                if sent.elapsed() >= period || (talk.urgent)() != said {
+                    break;
+                }
+            }
         }
     }
 
@@ -163,6 +171,20 @@ impl<E: Env> Peers<E> {
     /// Whether something was heard from a peer within the last two seconds.
     pub fn is_reachable(&self, node: NodeId) -> bool {
         self.peer(node).is_some_and(|peer| peer.heard().is_fresh())
+    }
+
+    /// Why a peer takes no new messages as a leader, as it last said.
+    pub fn disk_full(&self, node: NodeId) -> Option<String> {
+        let peer = self.peer(node)?;
+        let heard = peer.heard();
+        heard.status.as_ref().map(|status| status.disk_full.clone()).filter(|why| !why.is_empty())
+    }
+
+    /// The peers whose disks have no space for entries, as they last said.
+    pub fn refusing_entries(&self) -> BTreeSet<NodeId> {
+        let peers = self.inner.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let refuses = |peer: &Arc<Peer<E>>| peer.heard().status.as_ref().is_some_and(|status| status.refuses_entries);
+        peers.iter().filter(|(_, peer)| refuses(peer)).map(|(node, _)| *node).collect()
     }
 
     /// How many peers are reachable.

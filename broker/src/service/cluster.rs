@@ -78,6 +78,8 @@ impl<E: Env> Service<E> {
             not_ready: parts.vitals.not_ready(),
             subscriptions: self.subscriptions() as u64,
             last_fsync_us: parts.vitals.last_fsync_us(),
+            disk_full: parts.store.space().refuses_writes().unwrap_or_default(),
+            refuses_entries: parts.store.space().refuses_entries().is_some(),
             moving: parts.members.moving(),
             ..NodeStatus::default()
         }

@@ -109,7 +109,9 @@ impl<E: Env> Service<E> {
         // The peers are part of the service: they must not keep it alive.
         let (says, hears) = (Arc::downgrade(&service.inner), service.inner.parts.members.clone());
         let say = move || says.upgrade().map(|inner| Self { inner }.said()).unwrap_or_default();
-        peers.exchange_with_all(say, move |said| hears.learn(said.registry.as_ref()));
+        let spaces = Arc::downgrade(&service.inner);
+        let urgent = move || spaces.upgrade().map_or(0, |inner| inner.parts.store.space().level() as u64);
+        peers.exchange_with_all(say, move |said| hears.learn(said.registry.as_ref()), urgent);
         spawn::<E>(service.clone().reconcile());
         service
     }

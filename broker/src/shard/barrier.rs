@@ -96,11 +96,21 @@ impl<E: Env> Shards<E> {
                 return Err(self.no_leader(group));
             }
             match timeout::<E, _>(left, self.read_index(group, hint.take(), left)).await {
-                Some(Ok(index)) => return self.wait_applied(group, index, left).await.map_err(behind),
+                Some(Ok(index)) => return self.wait_read(group, index, left).await,
                 Some(Err(leader)) => hint = leader,
                 None => {}
             }
             sleep::<E>(RETRY_PAUSE.min(left)).await;
+        }
+    }
+
+    /// Waits until this node can be read at `index`; not for long when it never will before it has space.
+    async fn wait_read(&self, group: GroupId, index: u64, left: Duration) -> Result<(), Failure> {
+        let patience = if self.starved().is_some() { STARVED_PATIENCE.min(left) } else { left };
+        match (self.wait_applied(group, index, patience).await, self.starved()) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Some(why)) => Err(Failure::new(ErrorCode::Draining, format!("read: {why}"))),
+            (Err(failure), None) => Err(behind(failure)),
         }
     }
 
@@ -137,6 +147,9 @@ impl<E: Env> Shards<E> {
         }
     }
 }
+
+/// A node that takes no entries may still have what is asked for.
+const STARVED_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A read that could not be served had no effect.
 fn behind(failure: Failure) -> Failure {

@@ -1,4 +1,4 @@
-//! Whether this node should lead anything now. A clock that is an outlier, a disk that hangs and a stop keep
+//! Whether this node should lead anything now. A clock that is an outlier, a disk that hangs or is full and a stop keep
 //! leaderships away; what was once wrong counts for a while, so that nothing is handed to and fro.
 
 use std::collections::BTreeMap;
@@ -15,6 +15,8 @@ use super::{Shards, clock};
 const DISK_WAITS_MAX: Duration = Duration::from_secs(2);
 /// After the last sign of trouble.
 const UNFIT_FOR: Duration = Duration::from_secs(30);
+/// Entries that are on their way are no sign that they never come.
+const STARVED_AFTER: Duration = Duration::from_millis(300);
 /// Entries that a leader may have to apply before it can serve.
 const BEHIND_MAX: u64 = 1_000;
 
@@ -25,13 +27,15 @@ struct Known<E: Env> {
     declines: Option<String>,
     /// What was found, and when it was last seen.
     trouble: Option<(InstantOf<E>, String)>,
+    /// What this node lacks for want of disk space, and since when it is known.
+    starved: Option<(InstantOf<E>, String)>,
     /// Groups that somebody asked this node to lead, and until when it keeps them.
     kept: BTreeMap<GroupId, InstantOf<E>>,
 }
 
 impl<E: Env> Default for Fitness<E> {
     fn default() -> Self {
-        Self(Mutex::new(Known { declines: None, trouble: None, kept: BTreeMap::new() }))
+        Self(Mutex::new(Known { declines: None, trouble: None, starved: None, kept: BTreeMap::new() }))
     }
 }
 
@@ -50,13 +54,41 @@ impl<E: Env> Shards<E> {
 
     /// Why this node should lead nothing now.
     pub fn unfit(&self) -> Option<String> {
+        // Not remembered: there are two marks, so it does not go to and fro, and it ends when there is space.
+        if let Some(why) = self.meta().space().refuses_writes() {
+            return Some(format!("its disk is full: {why}"));
+        }
         let known = self.inner.fitness.known();
         let trouble = known.trouble.as_ref().filter(|(seen, _)| seen.elapsed() < UNFIT_FOR);
         known.declines.clone().or_else(|| trouble.map(|(_, why)| why.clone()))
     }
 
+    /// Why this node cannot tell what is new: it takes no entries for want of disk space, and there are some.
+    pub fn starved(&self) -> Option<String> {
+        let known = self.inner.fitness.known();
+        known.starved.as_ref().filter(|(since, _)| since.elapsed() >= STARVED_AFTER).map(|(_, why)| why.clone())
+    }
+
+    fn look_for_space(&self) {
+        let behind = |group: &GroupId| {
+            let status = self.group(*group).ok()?.status();
+            (status.committed_index > status.applied_index).then_some(status.committed_index)
+        };
+        let found = self.meta().space().refuses_entries().and_then(|why| {
+            let group = self.ids().find(|group| behind(group).is_some())?;
+            let node = self.node();
+            Some(format!("node {node} takes no entries and is behind in group {group}: {why}; use another node"))
+        });
+        let mut known = self.inner.fitness.known();
+        known.starved = found.map(|why| {
+            let since = known.starved.as_ref().map_or_else(now::<E>, |(since, _)| *since);
+            (since, why)
+        });
+    }
+
     /// Looks for trouble.
     pub(super) fn examine(&self) {
+        self.look_for_space();
         let waits = self.meta().disk_waits();
         let own = self.inner.env.clock().now_ms();
         let why = if waits >= DISK_WAITS_MAX {

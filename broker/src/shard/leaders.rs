@@ -46,8 +46,12 @@ pub(super) async fn run<E: Env>(shards: Shards<E>) {
         sleep::<E>(PERIOD + Duration::from_millis(jitter)).await;
         shards.examine();
         let all_led = spread.look(&shards);
-        if let Some((group, to)) = spread.choose(&shards, all_led) {
+        while let Some((group, to)) = spread.choose(&shards, all_led) {
             spread.hand_over(&shards, group, to).await;
+            // One by one, unless it is urgent.
+            if shards.unfit().is_none() {
+                break;
+            }
         }
     }
 }
@@ -79,6 +83,8 @@ impl<E: Env> Spread<E> {
         }
         let steady = self.led.iter().filter(|(_, (_, since))| unfit || since.elapsed() >= STEADY);
         let movable = steady.filter(|(group, _)| unfit || !shards.keeps(**group));
+        // The next leader would need a majority for its first entry; this one can still answer reads.
+        let movable = movable.filter(|(group, _)| !shards.lacks_majority(**group));
         movable.map(|(group, _)| *group).find_map(|group| {
             let ranking = shards.ranking(group)?;
             let better = ranking.into_iter().take_while(|&node| unfit || node != shards.node());
@@ -88,7 +94,10 @@ impl<E: Env> Spread<E> {
     }
 
     fn is_able(&self, shards: &Shards<E>, node: NodeId) -> bool {
-        shards.peers().is_reachable(node) && self.resting.get(&node).is_none_or(|(_, until)| now::<E>() >= *until)
+        let peers = shards.peers();
+        peers.is_reachable(node)
+            && peers.disk_full(node).is_none()
+            && self.resting.get(&node).is_none_or(|(_, until)| now::<E>() >= *until)
     }
 
     async fn hand_over(&mut self, shards: &Shards<E>, group: GroupId, to: NodeId) {
@@ -97,6 +106,7 @@ impl<E: Env> Spread<E> {
             Ok(()) => {
                 tracing::info!(%group, %to, took = ?begun.elapsed(), "leadership handed to the node that should lead");
                 self.resting.remove(&to);
+                self.led.remove(&group);
             }
             Err(why) => {
                 tracing::debug!(%group, %to, %why, "leadership not handed over");

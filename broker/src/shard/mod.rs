@@ -10,6 +10,7 @@ mod fitness;
 mod leaders;
 pub mod placement;
 pub mod propose;
+mod space;
 mod tick;
 mod transfer;
 

@@ -14,6 +14,7 @@ use unibus_proto::peer::{NodeError, Propose, Proposed, node_request::Request, no
 use unibus_raft_store::env::{Env, Instant, InstantOf, now, sleep, timeout};
 use unibus_raft_store::{Committed, ProposeError};
 
+use super::space::FULL_HINT;
 use super::{Shards, clock};
 use crate::peer::link::LinkError;
 use crate::service::Failure;
@@ -24,6 +25,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 pub(super) const ANSWER_RESERVE: Duration = Duration::from_millis(150);
 /// A leader that hands its office over answers what it had proposed as soon as its successor has committed it.
 const MOVED_GRACE: Duration = Duration::from_millis(100);
+/// A leader whose disk is full is about to hand over, if there is somebody else: an election, with the time to
+/// learn of it.
+const FULL_PATIENCE: Duration = Duration::from_millis(700);
 /// How long a hint to wait is given when there is no leader.
 const NO_LEADER_HINT: Duration = Duration::from_millis(300);
 
@@ -32,6 +36,8 @@ enum Attempt {
     Done(Committed),
     /// Certainly not appended; the leader, if it is known.
     Again(Option<NodeId>),
+    /// Certainly not appended: the leader has no space. It may be about to hand over.
+    Full(Failure),
     Failed(Failure),
 }
 
@@ -82,7 +88,7 @@ impl<E: Env> Shards<E> {
         proposal: Bytes,
         deadline: InstantOf<E>,
     ) -> Result<Committed, Failure> {
-        let mut hint = None;
+        let (mut hint, mut full_since) = (None, None);
         loop {
             let left = deadline.saturating_duration_since(now::<E>());
             if left.is_zero() {
@@ -92,6 +98,10 @@ impl<E: Env> Shards<E> {
                 Attempt::Done(committed) => return Ok(committed),
                 Attempt::Failed(failure) => return Err(failure),
                 Attempt::Again(leader) => hint = leader,
+                Attempt::Full(failure) if full_since.get_or_insert_with(now::<E>).elapsed() >= FULL_PATIENCE => {
+                    return Err(failure);
+                }
+                Attempt::Full(_) => {}
             }
             sleep::<E>(RETRY_PAUSE.min(left)).await;
         }
@@ -115,6 +125,9 @@ impl<E: Env> Shards<E> {
             Err(failure) => return Attempt::Failed(failure),
         };
         let Ok(replica) = self.group(group) else { return Attempt::Again(None) };
+        if let Err(failure) = self.check_space(replica, proposal) {
+            return Attempt::Full(failure);
+        }
         match timeout::<E, _>(left, replica.propose(stamped)).await {
             Some(Ok(committed)) => Attempt::Done(committed),
             Some(Err(ProposeError::NotLeader { leader })) => Attempt::Again(leader),
@@ -185,6 +198,7 @@ impl<E: Env> Shards<E> {
     fn refused(&self, leader: NodeId, group: GroupId, error: NodeError) -> Attempt {
         match error.code.parse() {
             Ok(ErrorCode::NotLeader) => Attempt::Again((error.leader != 0).then_some(NodeId(error.leader))),
+            Ok(ErrorCode::DiskFull) => Attempt::Full(Failure::new(ErrorCode::DiskFull, error.message).after(FULL_HINT)),
             Ok(code) => Attempt::Failed(Failure::new(code, format!("node {leader}: {}", error.message))),
             Err(()) => Attempt::Failed(self.unknown(group, &format!("node {leader}: {}", error.message))),
         }
@@ -195,7 +209,7 @@ impl<E: Env> Shards<E> {
         match self.attempt_here(GroupId(group), &proposal, PROPOSE_PATIENCE).await {
             Attempt::Done(Committed { index, reply, .. }) => Response::Proposed(Proposed { index, reply: Some(reply) }),
             Attempt::Again(leader) => not_leader(leader, self.node()),
-            Attempt::Failed(failure) => node_error(&failure),
+            Attempt::Full(failure) | Attempt::Failed(failure) => node_error(&failure),
         }
     }
 
@@ -226,6 +240,9 @@ impl<E: Env> Shards<E> {
             .collect();
         match (all, lost.is_empty()) {
             (0, _) => "this node has not heard of the group's voters yet".into(),
+            (_, true) if self.full_voters(group).is_some() => {
+                format!("disks are full: {}", self.full_voters(group).unwrap_or_default())
+            }
             (_, true) => format!("all {all} voters are reachable from node {}, an election is under way", self.node()),
             (_, false) => format!(
                 "{up} of {all} voters are reachable from node {}, {needed} are needed; start node {}",

@@ -50,7 +50,8 @@ impl<E: Env> Shards<E> {
         let status = self.group(group).ok()?.status();
         let rows = self.meta().view(|machine| machine.node_rows());
         let able = status.voters.iter().copied().filter(|&voter| self.may_lead(group, voter).is_ok());
-        able.filter(|&voter| !steps_back(&rows, voter)).max_by_key(|voter| status.matched.get(voter).copied())
+        let able = able.filter(|&voter| !steps_back(&rows, voter));
+        able.max_by_key(|voter| (self.peers().disk_full(*voter).is_none(), status.matched.get(voter).copied()))
     }
 
     /// What is known here against `to` as the next leader of a group that this node leads.

@@ -14,5 +14,6 @@ mod orphan;
 mod publish;
 mod retention;
 mod rooms;
+mod space;
 mod subscribe;
 mod verify;

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use crate::real::away::AwayConfig;
 use crate::real::fault::Chances;
 use crate::real::floor::FloorConfig;
+use crate::real::full::FullConfig;
 use crate::real::load::{LoadConfig, MIXED};
 use crate::real::power::PowerConfig;
 use crate::real::tree::TreeConfig;
@@ -158,6 +159,8 @@ pub enum Real {
     Away(Away),
     /// A node's tables are deleted, cut, flipped and replaced by an older copy between its lives.
     Tree(Tree),
+    /// Disks fill up under load and get space again: of one node, of another, of two of three.
+    DiskFull(DiskFull),
 }
 
 /// The follower that was away.
@@ -231,6 +234,60 @@ impl Tree {
             load_for: self.for_each,
             load: LoadConfig { writers: 8, rate: 1_500, body_bytes_max: 16_384, depths: MIXED },
             floor: self.nodes.floor(),
+        }
+    }
+}
+
+/// The full disks.
+#[derive(Args, Clone, Debug)]
+pub struct DiskFull {
+    /// Load before a disk fills up, and while it is full.
+    #[arg(long, value_parser = parse_duration, default_value = "4s")]
+    pub for_each: Duration,
+    /// A node says that its disk is full within this time, by `/readyz`.
+    #[arg(long, value_parser = parse_duration, default_value = "1s")]
+    pub say_max: Duration,
+    /// It leads nothing within this time.
+    #[arg(long, value_parser = parse_duration, default_value = "5s")]
+    pub step_down_max: Duration,
+    /// A client is answered within this time: stored, or why not.
+    #[arg(long, value_parser = parse_duration, default_value = "2s")]
+    pub answer_max: Duration,
+    /// With space again all is as before within this time.
+    #[arg(long, value_parser = parse_duration, default_value = "10s")]
+    pub recover_max: Duration,
+    /// Nodes take no new messages with less free than so many MiB.
+    #[arg(long, default_value_t = 96)]
+    pub disk_low_mib: u64,
+    /// And no entries of other leaders with less than so many.
+    #[arg(long, default_value_t = 32)]
+    pub disk_reserve_mib: u64,
+    /// Messages per second of all together, at most.
+    #[arg(long, default_value_t = 500)]
+    pub rate: u64,
+    /// Decides the load (decimal or 0x...).
+    #[arg(long, value_parser = parse_seed, default_value = "1")]
+    pub seed: u64,
+    /// The nodes.
+    #[command(flatten)]
+    pub nodes: Nodes,
+}
+
+impl DiskFull {
+    /// What this asks for.
+    pub fn config(&self) -> FullConfig {
+        let mut floor = self.nodes.floor();
+        let (low, reserve) = (self.disk_low_mib << 20, self.disk_reserve_mib << 20);
+        floor.settings += &format!("disk_low_bytes = {low}\ndisk_reserve_bytes = {reserve}\n");
+        FullConfig {
+            seed: self.seed,
+            load_for: self.for_each,
+            load: LoadConfig { writers: 8, rate: self.rate, body_bytes_max: 16_384, depths: MIXED },
+            say_max: self.say_max,
+            step_down_max: self.step_down_max,
+            answer_max: self.answer_max,
+            recover_max: self.recover_max,
+            floor,
         }
     }
 }

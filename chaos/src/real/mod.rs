@@ -3,8 +3,8 @@
 //! A [`stage`] is a cluster on a [`floor`]: [`disk`] and [`process`] make a node, [`deeds`] are done to it,
 //! [`load`] publishes through the SDK, [`gap`] judges whether that goes on, [`reading`] reads back through each
 //! node, [`inspect`] compares what they hold and [`agreement`] has them compare it. [`power`] cuts power round by
-//! round, as [`fault`] draws it; [`away`] and [`tree`] are scripted. What was seen goes into the same history as
-//! that of the simulator and is judged by the same [`invariants`](crate::invariants).
+//! round, as [`fault`] draws it; [`away`], [`full`] and [`tree`] are scripted. What was seen goes into the same
+//! history as that of the simulator and is judged by the same [`invariants`](crate::invariants).
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
@@ -19,6 +19,7 @@ pub mod disk;
 pub mod doctor;
 pub mod fault;
 pub mod floor;
+pub mod full;
 pub mod gap;
 pub mod inspect;
 pub mod load;

@@ -86,6 +86,11 @@ impl NodeProcess {
         }
     }
 
+    /// What it says on `/readyz` while it is not ready.
+    pub async fn not_ready(&self) -> Option<String> {
+        loopback::ready(&self.program.admin).await.err()
+    }
+
     /// How it ended, if it did and nobody asked for it.
     pub fn ended_by_itself(&mut self) -> Option<String> {
         let status = self.child.as_mut()?.try_wait().ok().flatten()?;

@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct NodeReader {
     node: NodeId,
     name: String,
+    pin: Option<String>,
     client: Client,
     filter: SubjectFilter,
     positions: BTreeMap<RoomId, Sequence>,
@@ -26,7 +27,19 @@ pub struct NodeReader {
 impl NodeReader {
     /// A reader of what `filter` selects, from the start; `client` is pinned to `node`.
     pub fn new(node: NodeId, name: &str, client: Client, filter: &SubjectFilter) -> Self {
-        Self { node, name: name.into(), client, filter: filter.clone(), positions: BTreeMap::new() }
+        Self {
+            node,
+            name: name.into(),
+            pin: Some(name.into()),
+            client,
+            filter: filter.clone(),
+            positions: BTreeMap::new(),
+        }
+    }
+
+    /// A reader that goes to any node, and on to the next one when it has to.
+    pub fn of_any(client: Client, filter: &SubjectFilter) -> Self {
+        Self { pin: None, ..Self::new(NodeId(0), "any node", client, filter) }
     }
 
     /// The node.
@@ -60,7 +73,7 @@ impl NodeReader {
     async fn read_patiently(&self, resume: BTreeMap<RoomId, Sequence>) -> Result<Slice, String> {
         let failed = |error: unibus_client::Error| format!("read through {}: {error}", self.name);
         let options =
-            SubscribeOptions { until_end: true, pin: Some(self.name.clone()), resume, ..SubscribeOptions::default() };
+            SubscribeOptions { until_end: true, pin: self.pin.clone(), resume, ..SubscribeOptions::default() };
         let mut subscription = self.client.subscribe(&self.filter, Start::Earliest, options).await.map_err(failed)?;
         let mut entries: BTreeMap<RoomId, Vec<Entry>> = BTreeMap::new();
         while let Some(item) = subscription.next().await {

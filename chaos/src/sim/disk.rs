@@ -1,4 +1,5 @@
-//! [`SimDisk`]: the [`Disk`] of a simulated node, with latencies, locks and syncs that can be held.
+//! [`SimDisk`]: the [`Disk`] of a simulated node, with latencies, locks, syncs that can be held or
+//! fail, and space that can be short.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -41,6 +42,56 @@ struct State {
     /// How often the node was killed.
     deaths: u64,
     syncs: u64,
+    /// Bytes that all files may have together.
+    capacity: u64,
+    /// The next sync of a file of this kind fails.
+    bad_sync: Option<FileKind>,
+    bad_syncs: u64,
+}
+
+/// Without a fault: more than any run writes.
+const CAPACITY: u64 = 1 << 40;
+
+/// What a sync can be made to fail on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A file of the write-ahead log.
+    Wal,
+    /// A segment.
+    Segment,
+    /// Any other.
+    Other,
+}
+
+impl FileKind {
+    fn of(path: &Path) -> Self {
+        let is_wal = path.parent().is_some_and(|dir| dir.ends_with("wal"));
+        match path.extension().is_some_and(|extension| extension == "segment") {
+            _ if is_wal => Self::Wal,
+            true => Self::Segment,
+            false => Self::Other,
+        }
+    }
+}
+
+impl State {
+    fn free(&self) -> u64 {
+        self.capacity.saturating_sub(self.files.used())
+    }
+
+    /// A file is to have `length` bytes.
+    fn check_space(&self, inode: Inode, length: u64) -> io::Result<()> {
+        let growth = length.saturating_sub(self.files.len(inode));
+        if growth > self.free() { Err(no_space()) } else { Ok(()) }
+    }
+
+    fn create(&mut self, path: &Path) -> io::Result<Inode> {
+        if self.free() == 0 { Err(no_space()) } else { self.files.create(path) }
+    }
+}
+
+fn no_space() -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, "no space left on the simulated device")
 }
 
 struct Shared {
@@ -71,6 +122,9 @@ impl SimDisk {
             locks: BTreeMap::new(),
             deaths: 0,
             syncs: 0,
+            capacity: CAPACITY,
+            bad_sync: None,
+            bad_syncs: 0,
         };
         let (held, _) = SimWatch::channel(false);
         Self { shared: Arc::new(Shared { node, state: Mutex::new(state), held }) }
@@ -99,6 +153,27 @@ impl SimDisk {
     /// Changes the latencies.
     pub fn set_timing(&self, timing: DiskTiming) {
         self.shared.lock().timing = timing;
+    }
+
+    /// From now on only `leave` bytes more can be written; `None`: as many as anybody likes.
+    pub fn fill(&self, leave: Option<u64>) {
+        let mut state = self.shared.lock();
+        state.capacity = leave.map_or(CAPACITY, |leave| state.files.used() + leave);
+    }
+
+    /// Whether it was filled.
+    pub fn is_filled(&self) -> bool {
+        self.shared.lock().capacity < CAPACITY
+    }
+
+    /// The next sync of a file of this kind fails, once; `None`: none does.
+    pub fn fail_sync(&self, kind: Option<FileKind>) {
+        self.shared.lock().bad_sync = kind;
+    }
+
+    /// How many syncs failed.
+    pub fn bad_syncs(&self) -> u64 {
+        self.shared.lock().bad_syncs
     }
 
     /// How many syncs completed.
@@ -143,9 +218,9 @@ impl Disk for SimDisk {
                 state.files.set_len(inode, 0);
                 inode
             }
-            (OpenMode::Create | OpenMode::CreateNew | OpenMode::Truncate, Err(_)) => state.files.create(path)?,
+            (OpenMode::Create | OpenMode::CreateNew | OpenMode::Truncate, Err(_)) => state.create(path)?,
         };
-        Ok(SimFile { disk: self.clone(), inode, read_only: mode == OpenMode::Read })
+        Ok(SimFile { disk: self.clone(), inode, kind: FileKind::of(path), read_only: mode == OpenMode::Read })
     }
 
     async fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -198,7 +273,7 @@ impl Disk for SimDisk {
     }
 
     async fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
-        Ok(1 << 40)
+        Ok(self.shared.lock().free())
     }
 }
 
@@ -224,6 +299,7 @@ impl Drop for SimLock {
 pub struct SimFile {
     disk: SimDisk,
     inode: Inode,
+    kind: FileKind,
     read_only: bool,
 }
 
@@ -235,7 +311,9 @@ impl SimFile {
         let mut bytes = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
         parts.iter().for_each(|part| bytes.extend_from_slice(part));
         self.disk.trace(hash_bytes(&bytes));
-        self.disk.shared.lock().files.write(self.inode, offset, bytes.freeze());
+        let mut state = self.disk.shared.lock();
+        state.check_space(self.inode, offset + bytes.len() as u64)?;
+        state.files.write(self.inode, offset, bytes.freeze());
         Ok(())
     }
 }
@@ -261,7 +339,9 @@ impl DiskFile for SimFile {
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
         self.disk.pause(|timing| timing.write_nanos).await;
-        self.disk.shared.lock().files.set_len(self.inode, len);
+        let mut state = self.disk.shared.lock();
+        state.check_space(self.inode, len)?;
+        state.files.set_len(self.inode, len);
         Ok(())
     }
 
@@ -276,6 +356,12 @@ impl DiskFile for SimFile {
         let covered = self.disk.shared.lock().files.changes(self.inode);
         self.disk.pause_for_sync().await;
         let mut state = self.disk.shared.lock();
+        if state.bad_sync == Some(self.kind) {
+            state.bad_sync = None;
+            state.bad_syncs += 1;
+            state.files.fail_sync(self.inode, covered);
+            return Err(io::Error::other("the simulated disk has failed (EIO)"));
+        }
         state.files.sync(self.inode, covered);
         state.syncs += 1;
         Ok(())
@@ -308,6 +394,30 @@ mod tests {
             assert!(disk.lock(path).await.is_err(), "the lock of a dead process must not free a live one's");
             drop(second);
             assert!(disk.lock(path).await.is_ok());
+        });
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_is_left_and_a_failed_sync_loses_what_it_covered() {
+        in_sim(async {
+            let disk = SimDisk::new(1, 1, Path::new("/d"));
+            let file = disk.open(Path::new("/d/7.segment"), OpenMode::CreateNew).await.unwrap();
+            disk.sync_dir(Path::new("/d")).await.unwrap();
+            file.write_at_sync(0, vec![Bytes::from_static(b"old")]).await.unwrap();
+            disk.fill(Some(2));
+            assert_eq!(disk.free_bytes(Path::new("/d")).await.unwrap(), 2);
+            file.write_at_sync(0, vec![Bytes::from_static(b"olded")]).await.unwrap();
+            let full = file.write_at(5, vec![Bytes::from_static(b"x")]).await.unwrap_err();
+            assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+            assert!(disk.open(Path::new("/d/new"), OpenMode::Create).await.is_err());
+            disk.fill(None);
+
+            disk.fail_sync(Some(FileKind::Segment));
+            file.write_at_sync(0, vec![Bytes::from_static(b"newer")]).await.unwrap_err();
+            file.sync_data().await.expect("a second sync says nothing of the first");
+            assert_eq!((file.read_at(0, 5).await.unwrap(), disk.bad_syncs()), (Bytes::from_static(b"newer"), 1));
+            disk.cut_power();
+            assert_eq!(file.read_at(0, 5).await.unwrap(), "olded");
         });
     }
 

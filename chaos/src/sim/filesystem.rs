@@ -294,6 +294,20 @@ impl Filesystem {
         Ok(())
     }
 
+    /// Bytes of all files.
+    pub fn used(&self) -> u64 {
+        let files = self.visible.files.values().filter_map(|inode| self.files.get(inode));
+        files.map(|file| file.visible.len() as u64).sum()
+    }
+
+    /// A sync failed: the first `changes` changes of a file are never durable, and a later sync does not tell.
+    pub fn fail_sync(&mut self, inode: Inode, changes: u64) {
+        let file = self.file_mut(inode);
+        let count = changes.saturating_sub(file.changes_synced) as usize;
+        let lost = file.pending.drain(..count.min(file.pending.len())).count();
+        file.changes_synced += lost as u64;
+    }
+
     /// Writes bytes, not durably.
     pub fn write(&mut self, inode: Inode, offset: u64, bytes: Bytes) {
         self.file_mut(inode).change(Change::Data { offset: offset as usize, bytes });

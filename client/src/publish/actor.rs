@@ -308,7 +308,8 @@ impl<P: Platform> Actor<P> {
         if let Some(leader) = error.leader {
             self.core.nodes().note_leader(self.shard, leader.0);
         }
-        if matches!(error.code, ErrorCode::RateLimited | ErrorCode::Overloaded) {
+        // The leader's disk, which is no reason to leave this node: it forwards to the next leader.
+        if matches!(error.code, ErrorCode::RateLimited | ErrorCode::Overloaded | ErrorCode::DiskFull) {
             return self.pause(error);
         }
         self.lose_lane(error).await;

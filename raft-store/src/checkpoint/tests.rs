@@ -47,6 +47,9 @@ impl TreeRead for SpyTree {
 }
 
 impl Tree for SpyTree {
+    async fn reserve(&self, bytes: u64) -> io::Result<()> {
+        self.0.reserve(bytes).await
+    }
     async fn write(&self, rows: Vec<TreeWrite>) -> io::Result<()> {
         self.0.write(rows).await
     }

@@ -15,8 +15,10 @@ use unibus_proto::peer::snapshot_request::Request;
 use super::serve::{answer_of, error_of};
 use crate::codec::{decode_vote, encode_vote, required};
 use crate::env::{Duplex, Env, FrameRx, FrameTx, Net, NetError, WatchReceiver, sleep, timeout};
+use crate::group::Inner;
 use crate::replica::Replica;
 use crate::snapshot::{SnapshotData, StagedFile, Staging};
+use crate::space::Space;
 use crate::state::{Snapshot, StateMachine};
 use crate::stream::{decode, malformed};
 use crate::sum::FileSum;
@@ -27,6 +29,10 @@ const PROGRESS: Duration = Duration::from_secs(30);
 /// While this node is busy, it lets the sender hear so often.
 const BUSY: Duration = Duration::from_secs(5);
 
+/// A tree takes some times its rows while it is written, and something at least.
+const TREE_FACTOR: u64 = 3;
+const TREE_BYTES_MIN: u64 = 16 << 20;
+
 /// The stream to the sender.
 struct Sender<E: Env> {
     tx: <E::Net as Net>::Tx,
@@ -34,17 +40,14 @@ struct Sender<E: Env> {
 }
 
 /// Serves one stream of the kind.
-pub async fn serve<E: Env>(
-    raft: &Raft<E, StateMachine<E>>,
-    replica: &Replica<E>,
-    (tx, mut rx): Duplex<E::Net>,
-) -> Result<(), NetError> {
+pub async fn serve<E: Env>(group: &Inner<E>, (tx, mut rx): Duplex<E::Net>) -> Result<(), NetError> {
+    let Inner { raft, replica, .. } = group;
     let offer: peer::SnapshotOffer = decode(rx.recv().await?)?;
     let mut sender = Sender::<E> { tx, rx };
     let (mut offers, turn) = replica.snapshots.offered().await;
     let vote = decode_vote(required(offer.vote.as_ref(), "vote of a snapshot").map_err(malformed)?);
     let received = {
-        let receive = std::pin::pin!(stage_and_receive(replica, &mut sender, offer.manifest));
+        let receive = std::pin::pin!(stage_and_receive(group, &mut sender, offer.manifest));
         let superseded = std::pin::pin!(offers.changed());
         match futures::future::select(receive, superseded).await {
             Either::Left((received, _)) => received,
@@ -74,12 +77,29 @@ async fn install<E: Env>(
 }
 
 async fn stage_and_receive<E: Env>(
-    replica: &Replica<E>,
+    Inner { replica, space, .. }: &Inner<E>,
     sender: &mut Sender<E>,
     manifest: Bytes,
 ) -> Result<SnapshotData, String> {
+    if let Some(why) = space.refuses_entries() {
+        return Err(format!("no space for a snapshot: {why}"));
+    }
     let staging = Box::pin(sender.meanwhile(replica.snapshots.stage(manifest, &replica.segments))).await;
-    Box::pin(receive(replica, &staging.map_err(text)?.map_err(text)?, sender)).await
+    let data = Box::pin(receive(replica, &staging.map_err(text)?.map_err(text)?, sender)).await?;
+    check_space(space, &data).await?;
+    Ok(data)
+}
+
+/// The rows of a snapshot become a tree before it counts, and Raft ends when that fails: what it takes must be
+/// there before Raft hears of the snapshot.
+async fn check_space<E: Env>(space: &Space<E>, data: &SnapshotData) -> Result<(), String> {
+    space.look().await;
+    let rows: u64 = data.rows.iter().map(|(file, _)| file.sum.length).sum();
+    let (needed, free) = (TREE_FACTOR * rows + TREE_BYTES_MIN, space.free_bytes());
+    if free >= needed {
+        return Ok(());
+    }
+    Err(format!("no space for the tables of a snapshot: {free} bytes are free, needed are {needed}"))
 }
 
 /// Receives the files that are missing, and verifies the whole.

@@ -1,4 +1,7 @@
-//! The other side: what peers send is fed into this node's Raft of the group.
+//! The other side: what peers send is fed into this node's Raft of the group. Entries are refused before Raft
+//! hears of them while the disk has no space for them: an error of the log would end the group.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use prost::Message;
@@ -13,29 +16,30 @@ use super::message::{
 };
 use super::{StreamKind, WINDOW, receive};
 use crate::env::{Duplex, Env, FrameRx, FrameTx, Net, NetError, spawn};
-use crate::replica::Replica;
-use crate::state::StateMachine;
+use crate::group::Inner;
+use crate::space::Space;
 use crate::stream::{decode, malformed};
-use crate::types::{Raft, TypeConfig};
+use crate::types::{Entry, Payload, TypeConfig};
+use crate::wal::GroupLog;
 
 /// Serves a stream until it ends.
-pub(crate) async fn serve<E: Env>(
-    raft: &Raft<E, StateMachine<E>>,
-    replica: &Replica<E>,
-    kind: StreamKind,
-    duplex: Duplex<E::Net>,
-) -> Result<(), NetError> {
+pub(crate) async fn serve<E: Env>(group: &Inner<E>, kind: StreamKind, duplex: Duplex<E::Net>) -> Result<(), NetError> {
     match kind {
-        StreamKind::Replication => serve_append(raft, duplex).await,
-        StreamKind::Heartbeat => serve_control(raft, duplex).await,
-        StreamKind::Snapshot => Box::pin(receive::serve(raft, replica, duplex)).await,
+        StreamKind::Replication => serve_append(group, duplex).await,
+        StreamKind::Heartbeat => serve_control(group, duplex).await,
+        StreamKind::Snapshot => Box::pin(receive::serve(group, duplex)).await,
     }
 }
 
-async fn serve_append<E: Env>(raft: &Raft<E, StateMachine<E>>, (mut tx, rx): Duplex<E::Net>) -> Result<(), NetError> {
+/// Why the reader of a stream ended it.
+type Refused = Arc<Mutex<Option<String>>>;
+
+async fn serve_append<E: Env>(group: &Inner<E>, (mut tx, rx): Duplex<E::Net>) -> Result<(), NetError> {
+    let raft = &group.raft;
     // Requests are handed over one by one: Raft takes the next when it has room.
     let (to, from) = mpsc::channel(WINDOW);
-    spawn::<E>(read_requests::<E>(rx, to));
+    let refused = Refused::default();
+    spawn::<E>(read_requests::<E>(rx, to, Gate::of(group), refused.clone()));
     let requests = futures::stream::unfold(from, |mut from| async { Some((from.recv().await?, from)) });
     let mut answers = Box::pin(raft.stream_append(requests));
     while let Some(answer) = answers.next().await {
@@ -45,12 +49,44 @@ async fn serve_append<E: Env>(raft: &Raft<E, StateMachine<E>>, (mut tx, rx): Dup
         };
         tx.send(vec![response.encode_to_vec().into()]).await?;
     }
+    let refused = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(why) = refused {
+        tx.send(vec![error_of(why).encode_to_vec().into()]).await?;
+    }
     tx.finish().await
+}
+
+/// What decides whether entries are taken.
+struct Gate<E: Env> {
+    space: Arc<Space<E>>,
+    log: GroupLog<E>,
+}
+
+impl<E: Env> Gate<E> {
+    fn of(group: &Inner<E>) -> Self {
+        Self { space: group.space.clone(), log: group.log.clone() }
+    }
+
+    /// Why a request is not for Raft: there is no space for its entries. A new leader needs its first entry, which
+    /// is blank, committed before it can serve even reads, and looks for its place among entries that are here:
+    /// that is what the reserve is for, as long as the log itself does not wait for space.
+    fn refuses(&self, append: &Append<E>) -> Option<String> {
+        let why = self.space.refuses_entries()?;
+        let last = self.log.state().last.map(|id| id.index);
+        let is_news = |entry: &Entry| Some(entry.log_id.index) > last && matches!(entry.payload, Payload::Normal(_));
+        let takes = append.entries.is_empty() || (!self.space.has_failed() && !append.entries.iter().any(is_news));
+        (!takes).then(|| format!("no space for entries: {why}"))
+    }
 }
 
 type Append<E> = openraft::raft::AppendEntriesRequest<TypeConfig<E>>;
 
-async fn read_requests<E: Env>(mut rx: <E::Net as Net>::Rx, to: mpsc::Sender<Append<E>>) {
+async fn read_requests<E: Env>(
+    mut rx: <E::Net as Net>::Rx,
+    to: mpsc::Sender<Append<E>>,
+    gate: Gate<E>,
+    refused: Refused,
+) {
     loop {
         let frame = tokio::select! {
             biased;
@@ -63,6 +99,10 @@ async fn read_requests<E: Env>(mut rx: <E::Net as Net>::Rx, to: mpsc::Sender<App
         });
         match request {
             Ok(request) => {
+                if let Some(why) = gate.refuses(&request) {
+                    *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                    return;
+                }
                 if to.send(request).await.is_err() {
                     return;
                 }
@@ -72,23 +112,25 @@ async fn read_requests<E: Env>(mut rx: <E::Net as Net>::Rx, to: mpsc::Sender<App
     }
 }
 
-async fn serve_control<E: Env>(
-    raft: &Raft<E, StateMachine<E>>,
-    (mut tx, mut rx): Duplex<E::Net>,
-) -> Result<(), NetError> {
+async fn serve_control<E: Env>(group: &Inner<E>, (mut tx, mut rx): Duplex<E::Net>) -> Result<(), NetError> {
     while let Some(frame) = rx.recv().await? {
         let request = decode::<peer::RaftRequest>(Some(frame))?.request;
         let request = request.ok_or_else(|| malformed("an empty request"))?;
-        let response = handle(raft, request).await?;
+        let response = handle(group, request).await?;
         tx.send(vec![response.encode_to_vec().into()]).await?;
     }
     tx.finish().await
 }
 
-async fn handle<E: Env>(raft: &Raft<E, StateMachine<E>>, request: Request) -> Result<peer::RaftResponse, NetError> {
+async fn handle<E: Env>(group: &Inner<E>, request: Request) -> Result<peer::RaftResponse, NetError> {
+    let raft = &group.raft;
     Ok(match request {
         Request::Append(append) => {
-            let answer = raft.append_entries(decode_append::<E>(append).map_err(malformed)?).await;
+            let append = decode_append::<E>(append).map_err(malformed)?;
+            if let Some(why) = Gate::of(group).refuses(&append) {
+                return Ok(error_of(why));
+            }
+            let answer = raft.append_entries(append).await;
             answer.map_or_else(error_of, |answer| answer_of(encode_append_response::<E>(&answer)))
         }
         Request::Vote(vote) => {

@@ -317,3 +317,46 @@ proptest! {
         let _ = PLACE.check_header(0, &bytes);
     }
 }
+
+#[tokio::test]
+async fn what_finds_no_space_stays_in_memory_and_is_written_later() {
+    let (env, dir) = (CrashEnv::new(1), Path::new("/segments"));
+    let segments = Segments::load(env.clone(), dir.into(), PLACE, 0, &[], &BTreeSet::new()).await.expect("empty");
+    env.disk().fill();
+    for sequence in 0..20 {
+        segments.append(0, ROOM, &[delivery(sequence, 70_000)]).expect("appends");
+        segments.flush().await.expect("absorbed");
+    }
+    assert!(segments.sync().await.is_err_and(|error| crate::space::is_full(&error)), "a checkpoint has to know");
+    let read = segments.read(ROOM, Sequence(0), usize::MAX, 100).await.expect("read from memory");
+    assert_eq!(read, expected(20, 70_000));
+
+    env.disk().set_capacity(None);
+    segments.sync().await.expect("written");
+    assert_eq!(segments.read(ROOM, Sequence(0), usize::MAX, 100).await.expect("read from disk"), expected(20, 70_000));
+    let [entry] = segments.manifest()[..] else { panic!("one file") };
+    env.disk().crash();
+    assert_eq!(FileSum::of(&env.disk().bytes(&segment_path(dir, 0)).expect("there")).hash, entry.hash);
+}
+
+#[tokio::test]
+async fn too_much_in_memory_holds_apply_up_until_there_is_space() {
+    let (env, dir) = (CrashEnv::new(1), Path::new("/segments"));
+    let segments = Segments::load(env.clone(), dir.into(), PLACE, 0, &[], &BTreeSet::new()).await.expect("empty");
+    env.disk().fill();
+    for sequence in 0..10 {
+        segments.append(0, ROOM, &[delivery(sequence, 1 << 20)]).expect("appends");
+    }
+    let freed = async {
+        crate::env::sleep::<CrashEnv>(std::time::Duration::from_millis(300)).await;
+        env.disk().set_capacity(None);
+        crate::env::now::<CrashEnv>()
+    };
+    let flushed = async {
+        segments.flush().await.expect("waits, and does not fail");
+        crate::env::now::<CrashEnv>()
+    };
+    let (freed, flushed) = futures::join!(freed, flushed);
+    assert!(flushed >= freed, "it went on without space");
+    assert_eq!(segments.read(ROOM, Sequence(0), usize::MAX, 100).await.expect("read"), expected(10, 1 << 20));
+}

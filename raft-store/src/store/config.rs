@@ -10,6 +10,7 @@ use crate::checkpoint::TreeConfig;
 use crate::error::StoreError;
 use crate::identity::Identity;
 use crate::replica::ReplicaConfig;
+use crate::space::SpaceMarks;
 use crate::wal::WalConfig;
 
 /// Raft's clockwork.
@@ -69,6 +70,8 @@ pub struct StoreConfig {
     pub scrub_bytes_per_second: u64,
     /// A write of the log that takes longer means that the disk hangs: the process must end.
     pub disk_patience: Duration,
+    /// Free bytes of the disk below which the node takes less.
+    pub space: SpaceMarks,
     /// Lets a restarted leader go on leading without a vote, which loses acknowledged data
     /// (ARCHITECTURE section 8). Only to show that the checkers see it.
     pub danger_enable_leader_restore: bool,
@@ -92,6 +95,7 @@ impl Default for StoreConfig {
             snapshot_bytes_per_second: 64 << 20,
             scrub_bytes_per_second: 2 << 20,
             disk_patience: Duration::from_secs(30),
+            space: SpaceMarks::default(),
             danger_enable_leader_restore: false,
         }
     }

@@ -79,8 +79,13 @@ impl Content {
     }
 
     fn sync(&mut self) {
-        self.synced.clone_from(&self.current);
-        self.dirty.clear();
+        self.synced.resize(self.current.len(), 0);
+        for sector in std::mem::take(&mut self.dirty) {
+            let range = sector * SECTOR..((sector + 1) * SECTOR).min(self.current.len());
+            if !range.is_empty() {
+                self.synced[range.clone()].copy_from_slice(&self.current[range]);
+            }
+        }
     }
 
     fn crash(&mut self, coin: &mut impl FnMut() -> bool) {
@@ -113,6 +118,10 @@ struct State {
     operations: u64,
     /// No space for files whose path contains this; for none at all when it is empty.
     full: Option<String>,
+    /// Bytes of all files together, at most.
+    capacity: Option<u64>,
+    /// Operations until one fails, and how.
+    fault: Option<(u64, io::ErrorKind)>,
 }
 
 impl State {
@@ -127,7 +136,20 @@ impl State {
             left: None,
             operations: 0,
             full: None,
+            capacity: None,
+            fault: None,
         }
+    }
+
+    fn free(&self) -> u64 {
+        let used = self.names.values().filter_map(|id| self.contents.get(id)).map(|content| content.current.len());
+        self.capacity.map_or(1 << 40, |capacity| capacity.saturating_sub(used.sum::<usize>() as u64))
+    }
+
+    /// A file grows to `len` bytes, if there is space.
+    fn grow(&mut self, id: u64, len: u64) -> io::Result<()> {
+        let growth = len.saturating_sub(self.content(id).current.len() as u64);
+        if growth > self.free() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn space_for(&self, path: &str) -> io::Result<()> {
@@ -138,6 +160,15 @@ impl State {
     /// One operation that changes something; an error when the power is gone.
     fn operation(&mut self) -> io::Result<()> {
         self.operations += 1;
+        match &mut self.fault {
+            Some((0, kind)) => {
+                let kind = *kind;
+                self.fault = None;
+                return Err(io::Error::new(kind, "the disk fails once"));
+            }
+            Some((left, _)) => *left -= 1,
+            None => {}
+        }
         match &mut self.left {
             Some(0) => Err(io::Error::other("the power is gone")),
             Some(left) => {
@@ -188,6 +219,28 @@ impl CrashDisk {
     /// No sync of a directory ends before the guard is dropped; it takes the names that there were when it began.
     pub async fn hold_dir_syncs(&self) -> tokio::sync::OwnedMutexGuard<()> {
         self.syncing_dir.clone().lock_owned().await
+    }
+
+    /// From now on all files together have so many bytes at most; `None`: as many as they like.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.state().capacity = bytes;
+    }
+
+    /// No file grows any more.
+    pub fn fill(&self) {
+        let mut state = self.state();
+        state.capacity = Some(u64::MAX);
+        state.capacity = Some(u64::MAX - state.free());
+    }
+
+    /// The operation after so many more fails; what it was to sync is never on disk, and the next one succeeds.
+    pub fn fail_once_after(&self, operations: u64, kind: io::ErrorKind) {
+        self.state().fault = Some((operations, kind));
+    }
+
+    /// Whether the failure that was asked for is still to come.
+    pub fn is_to_fail(&self) -> bool {
+        self.state().fault.is_some()
     }
 
     /// The names of all files.
@@ -320,7 +373,7 @@ impl Disk for CrashDisk {
     }
 
     async fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
-        Ok(1 << 40)
+        Ok(self.state().free())
     }
 }
 
@@ -342,6 +395,7 @@ impl DiskFile for CrashFile {
             return state.operation();
         }
         state.space_for("")?;
+        state.grow(self.id, offset + bytes.len() as u64)?;
         // The power fails during the write: its bytes are there, and not synced.
         state.content(self.id).write(offset as usize, &bytes);
         state.operation()
@@ -366,6 +420,7 @@ impl DiskFile for CrashFile {
     async fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         state.operation()?;
+        state.grow(self.id, len)?;
         state.content(self.id).current.resize(len as usize, 0);
         Ok(())
     }
@@ -377,8 +432,13 @@ impl DiskFile for CrashFile {
 
     async fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.state();
-        state.operation()?;
-        state.content(self.id).sync();
-        Ok(())
+        let done = state.operation();
+        match &done {
+            Ok(()) => state.content(self.id).sync(),
+            // The kernel takes the pages for clean: no later sync would write them.
+            Err(_) if state.left != Some(0) => state.content(self.id).dirty.clear(),
+            Err(_) => {}
+        }
+        done
     }
 }

@@ -15,6 +15,8 @@ use crate::env::{Disk, DiskFile, OpenMode, create_dir_durable};
 const FILE: &str = "log";
 /// Payload length and CRC before each frame.
 const HEAD_BYTES: usize = 8;
+/// The marker and the heads of frames.
+const RESERVE_BYTES_MIN: u64 = 16 << 10;
 /// The length that stands for a deleted value.
 const DELETED: u32 = u32::MAX;
 
@@ -83,6 +85,12 @@ impl<D: Disk> TreeRead for LogTree<D> {
 }
 
 impl<D: Disk> Tree for LogTree<D> {
+    async fn reserve(&self, bytes: u64) -> io::Result<()> {
+        // Zeros at the end are no frame.
+        let end = self.0.end.lock().await;
+        self.0.file.allocate(*end + 2 * bytes + RESERVE_BYTES_MIN).await
+    }
+
     async fn write(&self, rows: Vec<TreeWrite>) -> io::Result<()> {
         let mut end = self.0.end.lock().await;
         let frame = encode(&rows);

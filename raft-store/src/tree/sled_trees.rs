@@ -8,7 +8,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +18,8 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use sled::{Config, Db};
 use tokio::sync::oneshot;
 
@@ -27,6 +29,12 @@ use super::{DAMAGED, Tree, TreeRead, TreeRow, TreeWrite, Trees};
 /// An earlier life of the tree in this process may still be closing: its lock is waited for.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 const LOCK_TRIES: usize = 250;
+
+/// The file that sled writes rows to.
+const FILE: &str = "db";
+/// sled writes pages and parts of pages into segments of half a MiB, each padded to its end.
+const ROOM_FACTOR: u64 = 3;
+const ROOM_BYTES_MIN: u64 = 4 << 20;
 
 /// Trees on sled.
 #[derive(Clone, Copy, Debug, Default)]
@@ -127,6 +135,21 @@ impl TreeRead for SledTree {
 }
 
 impl Tree for SledTree {
+    async fn reserve(&self, bytes: u64) -> io::Result<()> {
+        let file = self.0.dir.join(FILE);
+        on_thread("unibus-tree-reserve", move || {
+            let file = OpenOptions::new().write(true).open(file)?;
+            let (end, bytes) = (file.metadata()?.len(), ROOM_FACTOR * bytes + ROOM_BYTES_MIN);
+            // Beyond the end, where sled goes on; its length stays, as that is what sled reads back.
+            match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, end, bytes) {
+                // Not every file system reserves.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+                reserved => Ok(reserved?),
+            }
+        })
+        .await
+    }
+
     async fn write(&self, rows: Vec<TreeWrite>) -> io::Result<()> {
         let tree = self.clone();
         on_thread("unibus-tree-write", move || {
@@ -228,6 +251,28 @@ mod tests {
         assert_eq!(tree.get(&7u32.to_be_bytes()).expect("read"), None);
         let some = tree.scan(&6u32.to_be_bytes(), Some(&9u32.to_be_bytes()), 2).expect("scanned");
         assert_eq!(some.iter().map(|(key, _)| key[3]).collect::<Vec<_>>(), [6, 8]);
+    }
+
+    #[tokio::test]
+    async fn what_was_reserved_is_taken_and_sled_does_not_see_it() {
+        use std::os::unix::fs::MetadataExt;
+
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("tree-1");
+        let tree = SledTrees.open(&path, 1 << 20).await.expect("opened");
+        let (before, blocks) = {
+            let metadata = fs::metadata(path.join(FILE)).expect("there");
+            (metadata.len(), metadata.blocks() * 512)
+        };
+        tree.reserve(1 << 20).await.expect("reserved");
+        let metadata = fs::metadata(path.join(FILE)).expect("there");
+        assert_eq!(metadata.len(), before);
+        assert!(metadata.blocks() * 512 >= blocks + (7 << 20), "{} blocks", metadata.blocks());
+        tree.write((0..1_000).map(|n| row(n, b"value")).collect()).await.expect("written");
+        tree.sync().await.expect("synced");
+        drop(tree);
+        let tree = SledTrees.open(&path, 1 << 20).await.expect("opened again");
+        assert_eq!(tree.scan(&[], None, usize::MAX).expect("scanned").len(), 1_000);
     }
 
     #[tokio::test]

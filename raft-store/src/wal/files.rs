@@ -73,10 +73,18 @@ impl<E: Env> FileSet<E> {
         let (head, crc) = encode_head(&header, &ledger.checkpoint(file_bytes));
         let bytes = align_up(head.len() as u64);
         let padding = padding(head.len() as u64);
-        file.write_at_sync(0, vec![head, padding]).await?;
-        let disk = self.shared.env.disk();
-        disk.rename(&self.path(&name), &self.path(&file_name(generation))).await?;
-        disk.sync_dir(&self.shared.dir).await?;
+        let (disk, path) = (self.shared.env.disk(), self.path(&name));
+        let named = match file.write_at_sync(0, vec![head, padding]).await {
+            Ok(()) => disk.rename(&path, &self.path(&file_name(generation))).await,
+            failed => failed,
+        };
+        if let Err(error) = named {
+            // Not a file to try again with, whatever its disk made of the sync.
+            disk.remove_file(&path).await.ok();
+            return Err(error);
+        }
+        // It has its name from here on: whatever fails now, there is no other try.
+        disk.sync_dir(&self.shared.dir).await.map_err(|error| io::Error::other(error.to_string()))?;
         lock(&self.shared.files).insert(generation, file.clone());
         Ok((file, End { tag, file_bytes, number: header.number, crc, last_frame: (0, bytes), covered: true }))
     }
@@ -113,8 +121,13 @@ impl<E: Env> FileSet<E> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         let name = lock(&self.spares).new_name();
-        let file = disk.open(&self.path(&name), OpenMode::Truncate).await?;
-        file.allocate(bytes).await?;
+        let path = self.path(&name);
+        let file = disk.open(&path, OpenMode::Truncate).await?;
+        if let Err(error) = file.allocate(bytes).await {
+            // It may have got a part, of the little that is left.
+            disk.remove_file(&path).await.ok();
+            return Err(error);
+        }
         Ok((name, file, bytes))
     }
 
@@ -190,11 +203,21 @@ async fn fill_pool<E: Env>(
             spares.new_name()
         };
         drop(wal);
-        if !fill(&env, (&dir, &name), bytes, Some((shared, taken))).await? {
-            return Ok(());
+        match fill(&env, (&dir, &name), bytes, Some((shared, taken))).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                // What it got is missed elsewhere.
+                env.disk().remove_file(&unfinished(&dir, &name)).await.ok();
+                return Err(error);
+            }
         }
         lock(spares).ready.push_back(name);
     }
+}
+
+fn unfinished(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.tmp"))
 }
 
 /// Makes a spare file of zeros: what is written into it later changes nothing but its content, so that to
@@ -206,7 +229,7 @@ async fn fill<E: Env>(
     bytes: u64,
     wait: Option<(&Weak<Shared<E>>, &mpsc::UnboundedReceiver<()>)>,
 ) -> io::Result<bool> {
-    let unfinished = dir.join(format!("{name}.tmp"));
+    let unfinished = unfinished(dir, name);
     let file = env.disk().open(&unfinished, OpenMode::Truncate).await?;
     for offset in (0..bytes).step_by(FILL_BYTES) {
         if let Some((shared, taken)) = wait

@@ -126,6 +126,16 @@ impl<E: Env> Wal<E> {
         self.shared.stats()
     }
 
+    /// Why nothing is written: a new file is needed and the disk has no space for it.
+    pub fn stalled(&self) -> Option<String> {
+        self.shared.stalled()
+    }
+
+    /// From here on the WAL does not wait for space but fails.
+    pub fn give_up_waiting(&self) {
+        self.shared.give_up_waiting();
+    }
+
     /// Resolves with the error that stopped the WAL: then the process must exit.
     pub fn fault(&self) -> impl Future<Output = String> + Send + 'static {
         self.shared.fault()

@@ -104,6 +104,10 @@ pub(super) struct Shared<E: Env> {
     pub room: Arc<Semaphore>,
     /// Some group has a commit index that was not written.
     pub committed_waits: AtomicBool,
+    /// The writer does not wait for space any more.
+    pub gives_up: AtomicBool,
+    /// Why the writer waits for space.
+    stalled: Mutex<Option<String>>,
     meter: Mutex<Meter<E>>,
     fault: Mutex<Fault>,
 }
@@ -119,6 +123,8 @@ impl<E: Env> Shared<E> {
             files: Mutex::default(),
             room: Arc::new(Semaphore::new(config.queue_bytes)),
             committed_waits: AtomicBool::new(false),
+            gives_up: AtomicBool::new(false),
+            stalled: Mutex::default(),
             meter: Mutex::new(meter),
             fault: Mutex::default(),
             config,
@@ -179,6 +185,23 @@ impl<E: Env> Shared<E> {
                 Err(_) => std::future::pending().await,
             }
         }
+    }
+
+    /// Why nothing is written for want of space.
+    pub fn stalled(&self) -> Option<String> {
+        lock(&self.stalled).clone()
+    }
+
+    /// The writer waits for space because of `why`, or no longer.
+    pub fn stall(&self, why: Option<String>) {
+        // A disk that is full does not hang.
+        lock(&self.meter).round_started = why.is_none().then(now::<E>);
+        *lock(&self.stalled) = why;
+    }
+
+    /// The writer is to fail rather than wait for space.
+    pub fn give_up_waiting(&self) {
+        self.gives_up.store(true, Ordering::Release);
     }
 
     pub fn round_starts(&self) {

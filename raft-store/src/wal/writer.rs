@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -13,8 +14,12 @@ use super::ledger::Ledger;
 use super::recover::End;
 use super::shared::{Append, FileOf, Group, Request, Shared, lock};
 use super::{Done, LogEntry};
-use crate::env::{DiskFile, Env, timeout};
+use crate::env::{DiskFile, Env, sleep, timeout};
 use crate::mutants;
+use crate::space::is_full;
+
+/// A disk without space for a new file is tried again after this time.
+const FULL_RETRY: Duration = Duration::from_millis(100);
 
 /// The writing side of a WAL.
 pub(super) struct Writer<E: Env> {
@@ -138,7 +143,7 @@ impl<E: Env> Writer<E> {
         let groups = self.shared.all_groups();
         let frame = frame_bytes(round.rows.len() + groups.len(), round.payload_bytes);
         if self.end.last_frame.1 + frame > self.end.file_bytes {
-            (self.file, self.end) = self.files.advance(Some(&self.end), &self.ledger, frame).await?;
+            (self.file, self.end) = self.next_file(frame).await?;
         }
         let generation = self.end.tag.generation;
         round.rows.iter().for_each(|row| self.ledger.record(generation, row));
@@ -157,6 +162,29 @@ impl<E: Env> Writer<E> {
             self.files.recycle(&mut self.ledger, generation).await?;
         }
         Ok(())
+    }
+
+    /// The next file. While the disk has no space for it nothing is written and nothing completes, votes
+    /// included: their order is that of the queue.
+    async fn next_file(&self, frame: u64) -> io::Result<(FileOf<E>, End)> {
+        loop {
+            match self.files.advance(Some(&self.end), &self.ledger, frame).await {
+                Err(error) if is_full(&error) && !self.shared.gives_up.load(Ordering::Acquire) => {
+                    let why = format!("{} has no space for a new file of the log: {error}", self.shared.dir.display());
+                    if self.shared.stalled().is_none() {
+                        tracing::warn!("{why}; it is tried again, and nothing is acknowledged meanwhile");
+                    }
+                    self.shared.stall(Some(why));
+                    sleep::<E>(FULL_RETRY).await;
+                }
+                advanced => {
+                    if self.shared.stalled().is_some() {
+                        self.shared.stall(None);
+                    }
+                    return advanced;
+                }
+            }
+        }
     }
 
     /// Adds the commit indexes that are news, as far as the log that was written reaches.
@@ -208,8 +236,11 @@ impl<E: Env> Writer<E> {
     /// have dropped the pages and would report success.
     async fn stop(mut self, mut round: Round, error: io::Error) {
         let file = self.shared.dir.join(super::recover::file_name(self.end.tag.generation));
-        let message =
-            format!("write WAL: {}: {error}; the process must stop, and recover when it starts", file.display());
+        let message = format!(
+            "write WAL: {}: {error}; the write is not tried again and the process must stop: look at the disk \
+                     (dmesg), then start the node, which recovers what was acknowledged",
+            file.display()
+        );
         self.shared.fail(message.clone());
         self.queue.close();
         round.complete(&Err(io::Error::new(error.kind(), message.clone())));

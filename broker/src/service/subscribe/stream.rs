@@ -53,12 +53,20 @@ impl<E: Env> Subscription<E> {
                 continue;
             }
             self.service.check_running()?;
+            self.check_fed()?;
             self.look_at_dropped()?;
             if self.audited.elapsed() >= HEARTBEAT {
                 self.audit()?;
             }
             self.step().await?;
         }
+    }
+
+    /// A node without disk space hears of nothing new: the subscriber resumes on another one. What it asked this
+    /// one for up to a point that is here, it gets here.
+    fn check_fed(&self) -> Outcome<()> {
+        let why = self.service.shards().starved().filter(|_| self.caught_up && self.taken.is_empty());
+        why.map_or(Ok(()), |why| Err(Failure::new(ErrorCode::Draining, format!("subscribe: {why}"))))
     }
 
     /// Takes one item or reads one piece of history, in turn; waits when there is neither.
