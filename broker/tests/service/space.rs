@@ -127,6 +127,8 @@ async fn with_two_disks_without_any_space_nothing_is_promised() {
         assert!(begun.elapsed() < Duration::from_secs(10), "{failure}");
     }
     leave(&cluster, followers[1], None);
+    let last = cluster.service(followers[1] as usize);
+    eventually("the last one catches up", || !refusing(&followers[1]) && last.shards().starved().is_none()).await;
     let through = alice.at(cluster.service(followers[1] as usize)).await;
     let mut reader = through.subscribe("ops.two", earliest()).await.expect("subscribed");
     assert_eq!(reader.messages(2).await.len(), 2, "once each");

@@ -353,18 +353,3 @@ async fn led_nothing(stage: &Stage, at: usize, began: Instant) -> Duration {
         tokio::time::sleep(POLL).await;
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_not_tried_is_no_pass() {
-        assert_eq!(FullReport::default().exit_code(), 2);
-        let tried = || Act { acked: 1, answers: (1, Duration::ZERO), ..Act::default() };
-        assert_eq!(FullReport { acts: vec![tried()], ..FullReport::default() }.exit_code(), 0);
-        let broken = vec![("act", Violation { invariant: "I1", what: "lost".into() })];
-        let report = FullReport { acts: vec![tried()], violations: broken, kept: None };
-        assert_eq!((report.exit_code(), report.to_json()["violations"][0]["act"].as_str()), (1, Some("act")));
-    }
-}

@@ -109,7 +109,10 @@ mod tests {
         let of = |act: Act| FullReport { acts: vec![act], ..FullReport::default() }.exit_code();
         assert_eq!(of(act.clone()), 0);
         assert_eq!(of(Act { acked: 0, ..act.clone() }), 2);
-        assert_eq!(of(Act { compared: Compared::default(), ..act }), 2);
+        assert_eq!(of(Act { compared: Compared::default(), ..act.clone() }), 2);
         assert_eq!(FullReport::default().exit_code(), 2);
+        let violations = vec![("act", Violation { invariant: "I1", what: "lost".into() })];
+        let report = FullReport { acts: vec![act], violations, kept: None };
+        assert_eq!((report.exit_code(), report.to_json()["violations"][0]["act"].as_str()), (1, Some("act")));
     }
 }
