@@ -7,7 +7,6 @@ use std::path::Path;
 
 use unibus_proto::v1::ConfigValue;
 use unibus_raft_store::RaftTiming;
-use unibus_raft_store::space::SpaceMarks;
 
 use super::keys::{NODE_KEYS, Override};
 use super::{ConfigError, NodeFile};
@@ -65,11 +64,12 @@ fn default_of(key: &str, file: &NodeFile) -> String {
         "store.checkpoint_log_bytes" => store().checkpoint_log_bytes.to_string(),
         "store.snapshot_log_bytes" => store().snapshot_log_bytes.to_string(),
         "store.segment_bytes" => store().segment_bytes.to_string(),
+        "store.snapshot_bytes_per_second" => store().snapshot_bytes_per_second.to_string(),
         "timing.heartbeat_ms" => timing()[0].as_millis().to_string(),
         "timing.election_min_ms" => timing()[1].as_millis().to_string(),
         "timing.election_max_ms" => timing()[2].as_millis().to_string(),
-        "store.disk_low_bytes" => SpaceMarks::default().low_bytes.to_string(),
-        "store.disk_reserve_bytes" => SpaceMarks::default().reserve_bytes.to_string(),
+        "store.disk_low_bytes" => store().space.low_bytes.to_string(),
+        "store.disk_reserve_bytes" => store().space.reserve_bytes.to_string(),
         _ => String::new(),
     }
 }

@@ -35,6 +35,7 @@ pub const NODE_KEYS: &[&str] = &[
     "store.checkpoint_log_bytes",
     "store.snapshot_log_bytes",
     "store.segment_bytes",
+    "store.snapshot_bytes_per_second",
     "store.disk_low_bytes",
     "store.disk_reserve_bytes",
     "cluster.id",
@@ -70,6 +71,7 @@ const OVERRIDABLE: &[&str] = &[
     "store.wal_file_bytes",
     "store.checkpoint_log_bytes",
     "store.snapshot_log_bytes",
+    "store.snapshot_bytes_per_second",
     "store.disk_low_bytes",
     "store.disk_reserve_bytes",
 ];

@@ -36,6 +36,9 @@ pub struct StoreSection {
     /// snapshots, without which the log cannot be cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_reserve_bytes: Option<u64>,
+    /// At which the node sends snapshots to other nodes at most, all together, in bytes per second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_bytes_per_second: Option<u64>,
 }
 
 impl StoreSection {
@@ -50,6 +53,7 @@ impl StoreSection {
             ("checkpoint_log_bytes", self.checkpoint_log_bytes),
             ("snapshot_log_bytes", self.snapshot_log_bytes),
             ("segment_bytes", self.segment_bytes),
+            ("snapshot_bytes_per_second", self.snapshot_bytes_per_second),
         ];
         for (key, found) in sizes {
             if let Some(found) = found.filter(|found| !(SIZE_MIN..=u64::from(u32::MAX)).contains(found)) {
@@ -78,6 +82,7 @@ impl StoreSection {
             checkpoint_log_bytes: self.checkpoint_log_bytes.unwrap_or(defaults.checkpoint_log_bytes),
             snapshot_log_bytes: self.snapshot_log_bytes.unwrap_or(defaults.snapshot_log_bytes),
             segment_bytes: self.segment_bytes.unwrap_or(defaults.segment_bytes),
+            snapshot_bytes_per_second: self.snapshot_bytes_per_second.unwrap_or(defaults.snapshot_bytes_per_second),
             ..defaults
         })
     }

@@ -92,7 +92,7 @@ impl Default for StoreConfig {
             tree_check_bytes: 4 << 20,
             timeline_tail_bytes: 8 << 20,
             segment_bytes: SEGMENT_BYTES,
-            snapshot_bytes_per_second: 64 << 20,
+            snapshot_bytes_per_second: 16 << 20,
             scrub_bytes_per_second: 2 << 20,
             disk_patience: Duration::from_secs(30),
             space: SpaceMarks::default(),
