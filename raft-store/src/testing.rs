@@ -1,7 +1,6 @@
 //! An environment for tests: tokio, files through `std::fs`, no network, a seeded random source.
 //!
 //! File calls block the test's thread, which no test minds.
-#![allow(clippy::disallowed_methods, reason = "this is a production-side environment for tests")]
 
 pub mod crash;
 

@@ -1,17 +1,17 @@
 //! A follower that was away longer than the log reaches back: it catches up by snapshot, whatever
 //! interrupts it, and nobody waits for it.
-#![allow(clippy::disallowed_methods, reason = "a test owns its runtimes")]
 
 #[path = "../machine/tests/common/mod.rs"]
 mod common;
 mod lab;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Person, publish, room_id};
-use lab::{Lab, SHARD, eventually};
+use lab::{Lab, LabEnv, SHARD, eventually};
 use unibus_proto::log::reply::Reply;
 use unibus_raft_store::StoreConfig;
+use unibus_raft_store::env::{Instant, now, sleep};
 use unibus_raft_store::wal::WalConfig;
 
 const ROOM: &str = "agent.scout.in";
@@ -130,16 +130,16 @@ async fn only_what_is_missing_is_sent() {
 async fn publishing_goes_on_while_a_slow_transfer_runs() {
     let slow = StoreConfig { snapshot_bytes_per_second: 2 << 20, ..config() };
     let (mut lab, ada, away) = one_is_away(slow).await;
-    let begun = Instant::now();
+    let begun = now::<LabEnv>();
     lab.start(away).await;
     let (mut entry, mut worst) = (90, Duration::ZERO);
     while lab.nodes[&away].group(SHARD).status().snapshot_index == 0 {
-        let published = Instant::now();
+        let published = now::<LabEnv>();
         fill(&lab, &ada, entry..entry + 1).await;
         worst = worst.max(published.elapsed());
         entry += 1;
         assert!(begun.elapsed() < Duration::from_secs(60), "the transfer does not end");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        sleep::<LabEnv>(Duration::from_millis(20)).await;
     }
     let took = begun.elapsed();
     assert!(took > Duration::from_secs(2), "{took:?}: faster than its budget");

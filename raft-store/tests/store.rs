@@ -1,5 +1,4 @@
 //! Three stores over a network in memory: replication, kills, restarts, snapshots.
-#![allow(clippy::disallowed_methods, reason = "a test owns its runtimes")]
 
 #[path = "../machine/tests/common/mod.rs"]
 mod common;
@@ -16,7 +15,7 @@ use unibus_proto::log::reply::Reply;
 use unibus_proto::peer;
 use unibus_proto::peer::stream_open::Purpose;
 use unibus_proto::v1::UserRole;
-use unibus_raft_store::env::{Env, Lane, Net};
+use unibus_raft_store::env::{Env, Instant, Lane, Net, now, sleep, timeout};
 use unibus_raft_store::stream::{StreamError, accept_stream, open_stream, open_stream_to};
 use unibus_raft_store::{Identity, ProposeError};
 
@@ -147,7 +146,7 @@ async fn an_idle_group_does_not_hold_on_to_the_log() {
     let lab = Lab::formed(config).await;
     let ada = Person::new("ada");
     create_room(&lab, &ada).await;
-    let begun = std::time::Instant::now();
+    let begun = now::<LabEnv>();
     let mut next = 1;
     while lab.nodes.values().any(|node| node.store.wal().stats().recycled < 5) {
         let stats: Vec<_> = lab.nodes.values().map(|node| node.store.wal().stats()).collect();
@@ -175,7 +174,7 @@ async fn events_arrive_in_order_on_a_follower() {
     publish_all(&lab, &ada, 1..101).await;
     let mut sequences = vec![];
     while sequences.len() < 101 {
-        let entry = tokio::time::timeout(Duration::from_secs(20), events.recv()).await.expect("in time").expect("open");
+        let entry = timeout::<LabEnv, _>(Duration::from_secs(20), events.recv()).await.expect("in time").expect("open");
         for event in &entry.events {
             if let Event::Appended { deliveries, .. } = event {
                 sequences.extend(deliveries.iter().map(|delivery| delivery.sequence.0));
@@ -197,9 +196,9 @@ async fn without_a_quorum_nothing_is_acknowledged_or_read() {
     for node in (1..=3).filter(|node| *node != leader) {
         lab.kill(node).await;
     }
-    let proposed = tokio::time::timeout(Duration::from_secs(2), group.propose(vec![].into())).await;
-    assert!(!matches!(proposed, Ok(Ok(_))), "{proposed:?}");
-    let read = tokio::time::timeout(Duration::from_secs(2), group.read_index()).await.expect("answered within 2 s");
+    let proposed = timeout::<LabEnv, _>(Duration::from_secs(2), group.propose(vec![].into())).await;
+    assert!(!matches!(proposed, Some(Ok(_))), "{proposed:?}");
+    let read = timeout::<LabEnv, _>(Duration::from_secs(2), group.read_index()).await.expect("answered within 2 s");
     assert!(matches!(read, Err(ProposeError::NotLeader { .. })), "{read:?}");
 }
 
@@ -210,7 +209,7 @@ async fn an_entry_that_cannot_be_read_is_a_fault() {
     let leader = &lab.nodes[&lab.leader(SHARD).await];
     let proposed = leader.group(SHARD).propose(vec![0xff; 9].into()).await;
     assert!(matches!(proposed, Err(ProposeError::Fault(_))), "{proposed:?}");
-    let fault = tokio::time::timeout(Duration::from_secs(5), leader.store.faults()).await.expect("reported");
+    let fault = timeout::<LabEnv, _>(Duration::from_secs(5), leader.store.faults()).await.expect("reported");
     assert!(fault.contains("group s1"), "{fault}");
 }
 
@@ -226,7 +225,7 @@ async fn apply_waits_for_a_slow_consumer_and_goes_on_after_it() {
     for number in 1..1200 {
         index = lab.propose(SHARD, publish(vec![ada.group(ROOM, "p", number, &["x"])])).await.index;
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sleep::<LabEnv>(Duration::from_millis(200)).await;
     assert!(follower.applied_index() < index, "the queue is bounded");
     while follower.applied_index() < index {
         events.recv().await.expect("open");
@@ -247,7 +246,7 @@ async fn leadership_is_handed_over_only_to_who_can_take_it() {
     lab::eventually("a hand-over that is allowed", || group.status().matched.get(&NodeId(to)).map(drop)).await;
     while let Err(why) = group.transfer_leader(NodeId(to)).await {
         assert!(why.contains("heard"), "{why}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        sleep::<LabEnv>(Duration::from_millis(20)).await;
     }
     let taken = lab.nodes[&to].group(SHARD);
     lab::eventually("the new leader", || taken.is_leader().then_some(())).await;

@@ -1,5 +1,4 @@
 //! What may and what must happen while the write-ahead log's disk answers no sync.
-#![allow(clippy::disallowed_methods, reason = "a test on tokio")]
 
 #[path = "../machine/tests/common/mod.rs"]
 mod common;
@@ -18,7 +17,7 @@ use openraft::{EntryPayload, RaftSnapshotBuilder};
 use prost::Message;
 use unibus_proto::id::{ClusterId, GroupId, NodeId};
 use unibus_proto::log::{Proposal, Tick, proposal::Command};
-use unibus_raft_store::env::Env;
+use unibus_raft_store::env::{AsyncRuntime, Env, sleep, timeout};
 use unibus_raft_store::replica::{Replica, ReplicaConfig};
 use unibus_raft_store::segment::Place;
 use unibus_raft_store::space::{SpaceLevel, SpaceMarks};
@@ -68,13 +67,13 @@ fn entry(index: u64, command: Command) -> Entry {
     Entry { log_id: log_id(1, NodeId(1), index), payload }
 }
 
-async fn until(condition: impl Fn() -> bool, what: &str) {
+async fn until(condition: impl Fn() -> bool + Send + Sync, what: &str) {
     let met = async {
         while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            sleep::<HeldEnv>(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, met).await.unwrap_or_else(|_| panic!("{what} does not come"));
+    timeout::<HeldEnv, _>(PATIENCE, met).await.unwrap_or_else(|| panic!("{what} does not come"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,13 +92,13 @@ async fn a_snapshot_takes_effect_after_the_truncation_that_makes_room_for_it() {
     let mut follower = machine(&env, &dir.path().join("follower"), log.clone()).await;
     hold.set(true);
     log.truncate_after(None).expect("queued");
-    let install = tokio::spawn(async move {
+    let install = <HeldEnv as Env>::Rt::spawn(async move {
         follower.install_snapshot(&snapshot.meta, snapshot.snapshot).await.expect("installed");
     });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sleep::<HeldEnv>(Duration::from_millis(200)).await;
     assert!(!install.is_finished(), "the log still holds what the snapshot contradicts");
     hold.set(false);
-    tokio::time::timeout(PATIENCE, install).await.expect("in time").expect("no panic");
+    timeout::<HeldEnv, _>(PATIENCE, install).await.expect("in time").expect("no panic");
 }
 
 /// A base ahead of the log does not start: `apply` may run ahead of this node's own fsync, the tree may not.
@@ -117,14 +116,14 @@ async fn a_checkpoint_begins_when_the_log_is_on_disk_up_to_it() {
     append(&log).await;
     let entry = |index| Entry { log_id: log_id(1, NodeId(1), index), payload: EntryPayload::Blank };
     follower.apply(futures::stream::iter((0..3).map(|index| Ok((entry(index), None))))).await.expect("applied");
-    let building = tokio::spawn(async move {
+    let building = <HeldEnv as Env>::Rt::spawn(async move {
         follower.get_snapshot_builder().await.build_snapshot().await.expect("built");
     });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sleep::<HeldEnv>(Duration::from_millis(200)).await;
     assert!(!building.is_finished() && checkpoint() == blank, "the tree is ahead of the log");
     assert_eq!(log.flushed_index(), None);
     hold.set(false);
-    tokio::time::timeout(PATIENCE, building).await.expect("in time").expect("no panic");
+    timeout::<HeldEnv, _>(PATIENCE, building).await.expect("in time").expect("no panic");
     assert!(checkpoint() != blank);
 }
 
@@ -147,7 +146,7 @@ async fn apply_waits_when_the_overlay_is_full() {
     append(&log).await;
     let create = Ok((entry(1, ada.create(ROOM)), None));
     follower.apply(futures::stream::iter([create])).await.expect("applied");
-    let sealing = tokio::spawn(async move {
+    let sealing = <HeldEnv as Env>::Rt::spawn(async move {
         builder.build_snapshot().await.expect("built");
         builder
     });
@@ -157,21 +156,21 @@ async fn apply_waits_when_the_overlay_is_full() {
         Ok((entry(index, publish(vec![group])), None))
     });
     let entries = futures::stream::iter(entries.collect::<Vec<_>>());
-    let applying = tokio::spawn(async move { follower.apply(entries).await.expect("applied") });
+    let applying = <HeldEnv as Env>::Rt::spawn(async move { follower.apply(entries).await.expect("applied") });
     until(|| open_bytes() >= 2 * OVERLAY_BYTES, "the second overlay").await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sleep::<HeldEnv>(Duration::from_millis(200)).await;
     let bytes = open_bytes();
     assert!(!applying.is_finished() && bytes < 3 * OVERLAY_BYTES, "apply goes on into an overlay of {bytes} bytes");
 
     hold.set(false);
-    let mut builder = tokio::time::timeout(PATIENCE, sealing).await.expect("in time").expect("no panic");
+    let mut builder = timeout::<HeldEnv, _>(PATIENCE, sealing).await.expect("in time").expect("no panic");
     let finishing = async {
         while !applying.is_finished() {
             builder.build_snapshot().await.expect("built");
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, finishing).await.expect("in time");
+    timeout::<HeldEnv, _>(PATIENCE, finishing).await.expect("in time");
     applying.await.expect("no panic");
 }
 
@@ -193,12 +192,12 @@ async fn a_disk_that_hangs_ends_the_node() {
     let group = store.group(PLACE.group).expect("there");
     let tick = || Bytes::from(Proposal { at_ms: 1, command: Some(Command::Tick(Tick {})) }.encode_to_vec());
     while group.propose(tick()).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        sleep::<HeldEnv>(Duration::from_millis(10)).await;
     }
     assert!(group.disk_waits() < Duration::from_millis(500));
     hold.set(true);
-    let proposing = tokio::spawn(async move { group.propose(tick()).await.is_ok() });
-    let fault = tokio::time::timeout(PATIENCE, store.faults()).await.expect("the node gives up");
+    let proposing = <HeldEnv as Env>::Rt::spawn(async move { group.propose(tick()).await.is_ok() });
+    let fault = timeout::<HeldEnv, _>(PATIENCE, store.faults()).await.expect("the node gives up");
     assert!(fault.contains("disk"), "{fault}");
     assert!(!proposing.is_finished(), "acknowledged before its sync");
     assert!(store.group(PLACE.group).expect("there").disk_waits() >= Duration::from_millis(500));
@@ -218,7 +217,7 @@ async fn a_snapshot_without_space_is_absorbed_and_made_later() {
     env.disk().set_full(Some("snapshots"));
     let tick = || Bytes::from(Proposal { at_ms: 1, command: Some(Command::Tick(Tick {})) }.encode_to_vec());
     while group.propose(tick()).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        sleep::<CrashEnv>(Duration::from_millis(10)).await;
     }
     assert!(group.snapshot().await.is_err(), "no space");
     for _ in 0..200 {
@@ -228,10 +227,10 @@ async fn a_snapshot_without_space_is_absorbed_and_made_later() {
     env.disk().set_full(None);
     let made = async {
         while group.status().snapshot_index == 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            sleep::<CrashEnv>(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, made).await.expect("made when there is space again");
+    timeout::<CrashEnv, _>(PATIENCE, made).await.expect("made when there is space again");
     group.propose(tick()).await.expect("goes on");
 }
 
@@ -250,12 +249,12 @@ async fn a_full_disk_is_waited_for_and_ends_nothing() {
     group.initialize(members).await.expect("initialized");
     let tick = || Bytes::from(Proposal { at_ms: 1, command: Some(Command::Tick(Tick {})) }.encode_to_vec());
     while group.propose(tick()).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        sleep::<CrashEnv>(Duration::from_millis(10)).await;
     }
     env.disk().fill();
     let writer = {
         let group = group.clone();
-        tokio::spawn(async move {
+        <CrashEnv as Env>::Rt::spawn(async move {
             for _ in 0..2_000 {
                 group.propose(tick()).await.expect("waits, and does not fail");
             }
@@ -263,24 +262,24 @@ async fn a_full_disk_is_waited_for_and_ends_nothing() {
     };
     let stalled = async {
         while store.wal().stalled().is_none() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            sleep::<CrashEnv>(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, stalled).await.expect("the log needs another file");
+    timeout::<CrashEnv, _>(PATIENCE, stalled).await.expect("the log needs another file");
     // Longer than a disk that hangs is given.
-    let fault = tokio::time::timeout(Duration::from_millis(1_500), store.faults()).await;
-    assert!(fault.is_err() && !writer.is_finished(), "{fault:?}");
+    let fault = timeout::<CrashEnv, _>(Duration::from_millis(1_500), store.faults()).await;
+    assert!(fault.is_none() && !writer.is_finished(), "{fault:?}");
     let why = store.space().refuses_entries().expect("it takes no more entries");
     assert!(why.contains("/node has 0 MiB free") && why.contains("enlarge the disk"), "{why}");
 
     env.disk().set_capacity(None);
-    tokio::time::timeout(PATIENCE, writer).await.expect("goes on by itself").expect("all written");
+    timeout::<CrashEnv, _>(PATIENCE, writer).await.expect("goes on by itself").expect("all written");
     let made = async {
         while group.status().snapshot_index == 0 || store.space().level() != SpaceLevel::Enough {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            sleep::<CrashEnv>(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, made).await.expect("what was put off is made up for");
+    timeout::<CrashEnv, _>(PATIENCE, made).await.expect("what was put off is made up for");
     env.disk().fill();
-    tokio::time::timeout(PATIENCE, store.shutdown()).await.expect("a full disk holds up no shutdown");
+    timeout::<CrashEnv, _>(PATIENCE, store.shutdown()).await.expect("a full disk holds up no shutdown");
 }

@@ -1,6 +1,5 @@
 //! What happens to the tables of a node between two starts: noticed, discarded, rebuilt, said in the log,
 //! and nobody else sees a difference.
-#![allow(clippy::disallowed_methods, reason = "a test owns its runtimes")]
 
 #[path = "../machine/tests/common/mod.rs"]
 mod common;
@@ -10,12 +9,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Person, publish, room_id};
-use lab::{Lab, SHARD};
+use lab::{Lab, LabEnv, SHARD};
 use tracing_subscriber::fmt::MakeWriter;
 use unibus_raft_store::StoreConfig;
+use unibus_raft_store::env::{Instant, now};
 
 const ROOM: &str = "agent.scout.in";
 
@@ -85,7 +85,7 @@ fn copy(from: &Path, to: &Path) {
 
 /// A tree closes on a thread of its own.
 fn wait_until_closed(tree: &Path) {
-    let begun = Instant::now();
+    let begun = now::<LabEnv>();
     let file = fs::File::open(tree.join("db")).expect("there");
     while file.try_lock().is_err() {
         assert!(begun.elapsed() < Duration::from_secs(20), "it does not close");

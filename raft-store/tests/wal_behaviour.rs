@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use unibus_proto::id::{GroupId, NodeId};
-use unibus_raft_store::env::{Disk, DiskFile, Env, OpenMode, sleep, timeout};
+use unibus_raft_store::env::{Disk, DiskFile, Env, OpenMode, now, sleep, timeout};
 use unibus_raft_store::testing::crash::CrashEnv;
 use unibus_raft_store::types::log_id;
 use unibus_raft_store::wal::recover::file_name;
@@ -209,8 +209,8 @@ async fn commit_indexes_are_written_when_idle() {
     let committed = log_id(1, NodeId(1), 1);
     log.save_committed(committed).expect("queued");
     let rounds = wal.stats().rounds;
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
-    while wal.stats().rounds == rounds && tokio::time::Instant::now() < deadline {
+    let deadline = now::<CrashEnv>() + Duration::from_secs(5);
+    while wal.stats().rounds == rounds && now::<CrashEnv>() < deadline {
         sleep::<CrashEnv>(Duration::from_millis(1)).await;
     }
     env.disk().crash();
@@ -234,8 +234,8 @@ async fn spare_files_are_prepared_and_taken() {
         let names = env.disk().list(Path::new(DIR)).await.expect("listable");
         names.into_iter().filter(|name| name.starts_with("spare-") && !name.ends_with(".tmp")).count()
     };
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while spares().await < 2 && tokio::time::Instant::now() < deadline {
+    let deadline = now::<CrashEnv>() + Duration::from_secs(10);
+    while spares().await < 2 && now::<CrashEnv>() < deadline {
         sleep::<CrashEnv>(Duration::from_millis(5)).await;
     }
     assert_eq!(spares().await, 2);

@@ -1,6 +1,5 @@
 //! A disk that fails once, at every operation of a script, and one that is full: what was acknowledged is there,
 //! nothing is acknowledged after a failed sync, and want of space is waited for.
-#![allow(clippy::disallowed_methods, reason = "a test on tokio")]
 
 mod wal_model;
 
@@ -10,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use unibus_proto::id::{GroupId, NodeId};
-use unibus_raft_store::env::{Env, sleep, timeout};
+use unibus_raft_store::env::{AsyncRuntime, Env, sleep, timeout};
 use unibus_raft_store::testing::crash::CrashEnv;
 use unibus_raft_store::types::log_id;
 use unibus_raft_store::wal::{Form, GroupLog, LogEntry, Wal, WalConfig};
@@ -24,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn config() -> WalConfig {
     WalConfig { file_bytes: 4 << 10, tail_bytes: 512, spare_files: 0, kept_files: 0, ..WalConfig::default() }
 }
+
+/// An append that waits.
+type Waits = <<CrashEnv as Env>::Rt as AsyncRuntime>::JoinHandle<io::Result<()>>;
 
 /// What became of a failure.
 #[derive(Debug, PartialEq, Eq)]
@@ -116,7 +118,7 @@ async fn append(log: &GroupLog<CrashEnv>, index: u64) -> io::Result<()> {
 }
 
 /// Fills the disk and appends until nothing is written any more; how many were acknowledged, and one that waits.
-async fn stalled() -> (CrashEnv, Wal<CrashEnv>, u64, tokio::task::JoinHandle<io::Result<()>>) {
+async fn stalled() -> (CrashEnv, Wal<CrashEnv>, u64, Waits) {
     let env = CrashEnv::new(5);
     Wal::create(&env, Path::new(DIR), CLUSTER, &config()).await.expect("create");
     let wal = open(&env, &config()).await.expect("open");
@@ -124,7 +126,7 @@ async fn stalled() -> (CrashEnv, Wal<CrashEnv>, u64, tokio::task::JoinHandle<io:
     let log = wal.group(GroupId(1));
     for index in 0.. {
         let (log, begun) = (log.clone(), wal.stats().rounds);
-        let mut waits = tokio::spawn(async move { append(&log, index).await });
+        let mut waits = <CrashEnv as Env>::Rt::spawn(async move { append(&log, index).await });
         tokio::select! {
             biased;
             answer = &mut waits => answer.expect("no panic").expect("an append into a file that is there"),
@@ -152,7 +154,7 @@ async fn a_full_disk_stops_the_writing_and_nothing_else() {
     assert_eq!(log.read(0..99, u64::MAX).await.expect("it is read meanwhile").len() as u64, acknowledged + 1);
     let voting = {
         let log = wal.group(GroupId(2));
-        tokio::spawn(async move { log.save_vote(vote(7, false)).await })
+        <CrashEnv as Env>::Rt::spawn(async move { log.save_vote(vote(7, false)).await })
     };
     sleep::<CrashEnv>(Duration::from_millis(300)).await;
     assert!(!waits.is_finished() && !voting.is_finished(), "acknowledged before it is on disk");

@@ -1,5 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "a test on tokio and real files")]
-
 use std::sync::Mutex as StdMutex;
 
 use openraft_rt_tokio::TokioRuntime;

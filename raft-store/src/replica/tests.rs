@@ -1,11 +1,9 @@
-#![allow(clippy::disallowed_methods, reason = "a test on tokio")]
-
 use std::time::Duration;
 
 use unibus_proto::id::{ClusterId, NodeId};
 
 use super::*;
-use crate::env::WatchReceiver;
+use crate::env::{WatchReceiver, spawn, timeout};
 use crate::testing::TestEnv;
 use crate::types::log_id;
 
@@ -60,8 +58,8 @@ async fn a_segment_that_is_not_what_the_log_sealed_is_told_with_what_to_do() {
 async fn reaches_checkpoint(replica: &Replica<TestEnv>, index: u64) {
     let mut checkpointed = replica.checkpointed.subscribe();
     let reached = checkpointed.wait_until(|at| *at >= index);
-    let reached = tokio::time::timeout(PATIENCE, reached).await;
-    reached.unwrap_or_else(|_| panic!("checkpoint {index} is not written")).expect("the replica is there");
+    let reached = timeout::<TestEnv, _>(PATIENCE, reached).await;
+    reached.unwrap_or_else(|| panic!("checkpoint {index} is not written")).expect("the replica is there");
 }
 
 #[tokio::test]
@@ -73,7 +71,7 @@ async fn a_group_whose_tree_is_held_does_not_keep_the_others_from_their_checkpoi
     for name in ["1", "2"] {
         let replica = Arc::new(replica(&dir.path().join(name)).await.with_turn(turn.clone()));
         let (tended, stop) = (replica.clone(), stop.subscribe());
-        tokio::spawn(async move { tended.tend(synced(), stop).await });
+        spawn::<TestEnv>(async move { tended.tend(synced(), stop).await });
         apply_blanks(&replica, 1..=DUE_ENTRIES);
         reaches_checkpoint(&replica, DUE_ENTRIES).await;
         replicas.push(replica);

@@ -5,7 +5,7 @@ mod net;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
@@ -15,7 +15,7 @@ use unibus_machine::StoredDelivery;
 use unibus_proto::id::{ClusterId, GroupId, NodeId, RoomId};
 use unibus_proto::log::{Proposal, proposal::Command};
 use unibus_proto::position::Sequence;
-use unibus_raft_store::env::{Env, Net};
+use unibus_raft_store::env::{Env, Instant, Net, now, sleep, spawn};
 use unibus_raft_store::identity::DirectoryLock;
 use unibus_raft_store::store::{Store, StoreConfig};
 use unibus_raft_store::stream::accept_stream;
@@ -137,7 +137,7 @@ impl Lab {
             let opened = Identity::open(&env, &config.dir, CLUSTER, NodeId(node)).await;
             let (identity, lock) = opened.map_err(|e| e.to_string())?;
             let store = Store::open(env.clone(), identity, config).await.map_err(|e| e.to_string())?;
-            tokio::spawn(serve(env, identity, store.clone()));
+            spawn::<LabEnv>(serve(env, identity, store.clone()));
             Ok::<_, String>((identity, lock, store))
         });
         match opened.await.expect("no panic") {
@@ -154,6 +154,7 @@ impl Lab {
     }
 
     /// Ends a node at once; nothing is said to anybody.
+    #[allow(clippy::disallowed_methods, reason = "the lab owns a runtime per node, and ends it")]
     pub async fn kill(&mut self, node: u64) {
         self.hub.leave(NodeId(node));
         let mut killed = self.nodes.remove(&node).expect("it runs");
@@ -173,7 +174,7 @@ impl Lab {
     /// Proposes to whoever leads until it is committed. Only for commands that may be repeated.
     pub async fn propose(&self, group: GroupId, command: Command) -> Committed {
         let bytes: Bytes = Proposal { at_ms: 1_000, command: Some(command) }.encode_to_vec().into();
-        let begun = Instant::now();
+        let begun = now::<LabEnv>();
         loop {
             let leader = self.leader(group).await;
             match self.nodes[&leader].group(group).propose(bytes.clone()).await {
@@ -181,7 +182,7 @@ impl Lab {
                 Err(ProposeError::Fault(why)) => panic!("fault: {why}"),
                 Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            sleep::<LabEnv>(Duration::from_millis(10)).await;
         }
     }
 
@@ -218,7 +219,7 @@ impl Lab {
 async fn serve(env: LabEnv, identity: Identity, store: Store<LabEnv>) {
     while let Ok((peer, duplex)) = env.net().accept().await {
         let store = store.clone();
-        tokio::spawn(async move {
+        spawn::<LabEnv>(async move {
             let known = store.clone();
             let check = move |directory, _: &_| match known.knows_peer(peer, directory) {
                 Some(false) => Err("directory: not a member".to_owned()),
@@ -233,12 +234,12 @@ async fn serve(env: LabEnv, identity: Identity, store: Store<LabEnv>) {
 
 /// Waits until `look` finds something.
 pub async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
+    let begun = now::<LabEnv>();
     loop {
         if let Some(found) = look() {
             return found;
         }
         assert!(begun.elapsed() < PATIENCE, "{what} did not come about");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        sleep::<LabEnv>(Duration::from_millis(10)).await;
     }
 }
