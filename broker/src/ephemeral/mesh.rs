@@ -87,20 +87,14 @@ impl<E: Env> Ephemeral<E> {
 
     async fn receive(&self, mut rx: impl FrameRx, feed: &Feed) -> String {
         loop {
-            let frame = match timeout::<E, _>(SILENCE_MAX, rx.recv()).await {
-                Some(Ok(Some(frame))) => frame,
-                Some(Ok(None)) => return "closed by the peer".into(),
-                Some(Err(error)) => return error.to_string(),
-                None => return format!("the peer was silent for {SILENCE_MAX:?}"),
-            };
-            match EphemeralFrame::decode(frame).map(|frame| frame.frame) {
+            match hear::<E, EphemeralFrame>(&mut rx).await.map(|frame| frame.frame) {
                 Ok(Some(Frame::Confirmed(version))) => feed.confirm(version),
                 Ok(Some(Frame::Batch(batch))) => {
                     let Ok(room) = RoomId::from_bytes(&batch.room_id) else { return "a bad room id".into() };
                     self.deliver(&Burst { room, count: batch.count, bytes: batch.entries });
                 }
                 Ok(None) => {}
-                Err(error) => return format!("a frame cannot be decoded: {error}"),
+                Err(why) => return why,
             }
         }
     }
@@ -118,20 +112,24 @@ async fn carry<E: Env>(outbox: &Outbox, (tx, rx): Duplex<E::Net>, woken: &mut mp
 
 async fn learn<E: Env>(outbox: &Outbox, mut rx: impl FrameRx) -> String {
     loop {
-        let frame = match timeout::<E, _>(SILENCE_MAX, rx.recv()).await {
-            Some(Ok(Some(frame))) => frame,
-            Some(Ok(None)) => return "closed by the peer".into(),
-            Some(Err(error)) => return error.to_string(),
-            None => return format!("the peer was silent for {SILENCE_MAX:?}"),
-        };
-        match InterestFrame::decode(frame) {
+        match hear::<E, InterestFrame>(&mut rx).await {
             Ok(said) => {
                 if !outbox.learn(said) {
                     return "the peer listens to more rooms than a node may".into();
                 }
             }
-            Err(error) => return format!("a frame cannot be decoded: {error}"),
+            Err(why) => return why,
         }
+    }
+}
+
+/// The peer's next frame; else why the stream ends.
+async fn hear<E: Env, M: Message + Default>(rx: &mut impl FrameRx) -> Result<M, String> {
+    match timeout::<E, _>(SILENCE_MAX, rx.recv()).await {
+        Some(Ok(Some(frame))) => M::decode(frame).map_err(|error| format!("a frame cannot be decoded: {error}")),
+        Some(Ok(None)) => Err("closed by the peer".into()),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err(format!("the peer was silent for {SILENCE_MAX:?}")),
     }
 }
 
