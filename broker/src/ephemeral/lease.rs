@@ -5,7 +5,7 @@
 //! could have been missed, however long messages or this process were held up. Leases are kept only while
 //! somebody uses them: a cluster without ephemeral rooms pays nothing.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -45,6 +45,14 @@ struct State<E: Env> {
     asked: Option<InstantOf<E>>,
     /// Subscriptions that rest on it.
     uses: usize,
+    /// Its lapse was told.
+    told: bool,
+}
+
+impl<E: Env> Default for State<E> {
+    fn default() -> Self {
+        Self { since: None, epoch: 0, asked: None, uses: 0, told: false }
+    }
 }
 
 impl<E: Env> State<E> {
@@ -54,6 +62,19 @@ impl<E: Env> State<E> {
 
     fn left(&self) -> Duration {
         self.since.map_or(Duration::ZERO, |since| LEASE.saturating_sub(since.elapsed()))
+    }
+
+    /// A barrier that was asked for at `begun` has succeeded; whether that is still a lease.
+    fn note(&mut self, begun: InstantOf<E>) -> bool {
+        self.epoch += u64::from(!self.holds());
+        self.since = Some(self.since.map_or(begun, |since| since.max(begun)));
+        self.told &= !self.holds();
+        self.holds()
+    }
+
+    /// Whether somebody has to hear that it has lapsed: once.
+    fn tell_lapse(&mut self) -> bool {
+        self.uses > 0 && !self.holds() && !std::mem::replace(&mut self.told, true)
     }
 
     fn is_used(&self) -> bool {
@@ -89,13 +110,13 @@ impl<E: Env> Leases<E> {
             .ids()
             .map(|_| {
                 let (wake, woken) = mpsc::channel(1);
-                let state = Mutex::new(State { since: None, epoch: 0, asked: None, uses: 0 });
+                let state = Mutex::new(State::default());
                 (Slot { state, wake }, woken)
             })
             .unzip();
         let leases = Arc::new(Self { slots });
         for (group, woken) in shards.ids().zip(woken) {
-            spawn::<E>(Arc::clone(&leases).keep(shards.clone(), Arc::clone(registry), group, woken));
+            spawn::<E>(keep(Arc::downgrade(&leases), shards.clone(), Arc::clone(registry), group, woken));
         }
         leases
     }
@@ -114,6 +135,8 @@ impl<E: Env> Leases<E> {
     pub fn use_lease(self: &Arc<Self>, group: GroupId) -> LeaseUse<E> {
         let mut state = self.state(group);
         state.uses += 1;
+        // It may have lapsed just before: who begins now has not heard of it.
+        state.told = false;
         let epoch = state.epoch;
         drop(state);
         self.wake(group);
@@ -127,35 +150,8 @@ impl<E: Env> Leases<E> {
         }
         let begun = now::<E>();
         shards.barrier(group).await.map_err(|_| refusal(shards, group))?;
-        self.note(group, begun);
-        Ok(())
-    }
-
-    fn note(&self, group: GroupId, begun: InstantOf<E>) {
-        let mut state = self.state(group);
-        state.epoch += u64::from(!state.holds());
-        state.since = Some(state.since.map_or(begun, |since| since.max(begun)));
-    }
-
-    async fn keep(
-        self: Arc<Self>,
-        shards: Shards<E>,
-        registry: Arc<Registry>,
-        group: GroupId,
-        mut woken: mpsc::Receiver<()>,
-    ) {
-        loop {
-            if !self.state(group).is_used() {
-                if woken.recv().await.is_none() {
-                    return;
-                }
-                continue;
-            }
-            let begun = now::<E>();
-            self.tell_lapse(&registry, group);
-            self.renew(&shards, &registry, group, begun).await;
-            sleep::<E>(RENEW_EVERY.saturating_sub(begun.elapsed()).max(PAUSE)).await;
-        }
+        // The answer may have waited for this process.
+        if self.state(group).note(begun) { Ok(()) } else { Err(refusal(shards, group)) }
     }
 
     /// Renews once, and tells at once when the lease lapses meanwhile.
@@ -170,17 +166,14 @@ impl<E: Env> Leases<E> {
             }
         };
         match renewed {
-            Ok(()) => self.note(group, begun),
+            Ok(()) => drop(self.state(group).note(begun)),
             Err(failure) => tracing::debug!(%group, %failure, "lease is not renewed"),
         }
     }
 
     /// Has the subscriptions look at their leases when this one does not hold.
     fn tell_lapse(&self, registry: &Registry, group: GroupId) {
-        let state = self.state(group);
-        let is_missed = state.uses > 0 && !state.holds();
-        drop(state);
-        if is_missed {
+        if self.state(group).tell_lapse() {
             tracing::info!(%group, "lease has lapsed: subscriptions to ephemeral rooms of the group end");
             registry.to_all(|| Item::Lease);
         }
@@ -199,6 +192,30 @@ impl<E: Env> Leases<E> {
     }
 }
 
+/// Renews the lease of a group while it is used, until the leases are dropped.
+async fn keep<E: Env>(
+    leases: Weak<Leases<E>>,
+    shards: Shards<E>,
+    registry: Arc<Registry>,
+    group: GroupId,
+    mut woken: mpsc::Receiver<()>,
+) {
+    while let Some(kept) = leases.upgrade() {
+        if !kept.state(group).is_used() {
+            drop(kept);
+            if woken.recv().await.is_none() {
+                return;
+            }
+            continue;
+        }
+        let begun = now::<E>();
+        kept.tell_lapse(&registry, group);
+        kept.renew(&shards, &registry, group, begun).await;
+        drop(kept);
+        sleep::<E>(RENEW_EVERY.saturating_sub(begun.elapsed()).max(PAUSE)).await;
+    }
+}
+
 /// Why what needs the lease of a group is refused, or ends.
 pub fn refusal<E: Env>(shards: &Shards<E>, group: GroupId) -> Failure {
     let (node, cause) = (shards.node(), shards.quorum_cause(group));
@@ -207,4 +224,36 @@ pub fn refusal<E: Env>(shards: &Shards<E>, group: GroupId) -> Failure {
          cannot tell who may read and publish; nothing was sent; use another node"
     );
     Failure::new(ErrorCode::NoLeader, message).after(PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use unibus_raft_store::testing::TestEnv;
+
+    use super::*;
+
+    /// A moment so long ago.
+    fn ago(since: Duration) -> InstantOf<TestEnv> {
+        now::<TestEnv>() - since
+    }
+
+    #[test]
+    fn p6_a_barrier_that_was_answered_too_late_gives_no_lease() {
+        let mut state = State::<TestEnv>::default();
+        assert!(!state.note(ago(LEASE)), "what happened since may have been missed");
+        assert!(state.note(ago(Duration::ZERO)) && state.holds());
+        assert!(state.note(ago(LEASE)), "an older answer does not shorten it");
+    }
+
+    #[test]
+    fn a_lapse_is_told_once_to_whoever_rests_on_the_lease() {
+        let mut state = State::<TestEnv> { since: Some(ago(LEASE)), ..State::default() };
+        assert!(!state.tell_lapse(), "nobody rests on it");
+        state.uses = 1;
+        assert!(state.tell_lapse());
+        assert!(!state.tell_lapse(), "again and again it would crowd out other words");
+        assert!(state.note(ago(Duration::ZERO)) && !state.tell_lapse());
+        state.since = Some(ago(LEASE));
+        assert!(state.tell_lapse(), "the next one is told anew");
+    }
 }

@@ -125,7 +125,9 @@ impl State {
             // A node that does not listen for long: all that counts is told anew.
             if feed.changes.len() > 2 * EPHEMERAL_ROOMS_PER_NODE_MAX {
                 feed.anew = true;
-                feed.changes.retain(|_, is_wanted| *is_wanted);
+                feed.changes = self.rooms.keys().map(|&room| (room, true)).collect();
+                // It is not among them yet, or no longer.
+                feed.changes.insert(room, is_wanted);
             }
             feed.wake.try_send(()).ok();
         }
@@ -215,6 +217,7 @@ impl Drop for Feed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ephemeral::outbox::Outbox;
 
     const ROOM: RoomId = RoomId([1; 16]);
 
@@ -256,6 +259,28 @@ mod tests {
         assert_eq!(waiting.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         feed.confirm(2);
         assert_eq!(waiting.try_recv(), Ok(()));
+    }
+
+    /// P12: what waits for a node is bounded, and what it was told before is not forgotten for it.
+    #[test]
+    fn p12_a_node_that_does_not_listen_for_long_is_told_anew_all_that_counts() {
+        let listeners = Arc::<Listeners>::default();
+        let (mailbox, _woken) = Mailbox::new();
+        let (feed, _feed_woken) = listeners.feed();
+        let (outbox, _outbox_woken) = Outbox::new();
+        let _listener = listeners.listen(ROOM, &mailbox).expect("there is room");
+        assert!(outbox.learn(feed.frame()));
+        for n in 0..=2 * EPHEMERAL_ROOMS_PER_NODE_MAX {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&n.to_le_bytes());
+            drop(listeners.listen(RoomId(id), &mailbox).expect("there is room"));
+            let waiting = listeners.state().feeds.values().map(|feed| feed.changes.len()).max();
+            assert!(waiting.is_some_and(|changes| changes <= 2 * EPHEMERAL_ROOMS_PER_NODE_MAX), "{waiting:?}");
+        }
+        while listeners.state().feeds.values().any(|feed| !feed.changes.is_empty()) {
+            assert!(outbox.learn(feed.frame()));
+        }
+        assert_eq!(outbox.offer(ROOM, &bytes::Bytes::new(), 1), Some(0), "it is listened to all the time");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use prost::Message;
 use tokio::sync::Semaphore;
-use unibus_proto::id::{GroupId, NodeId, RoomId};
+use unibus_proto::id::{GroupId, Handle, NodeId, RoomId};
 use unibus_proto::peer::{EphemeralBatch, EphemeralFrame, ephemeral_frame::Frame};
 use unibus_raft_store::Identity;
 use unibus_raft_store::env::{Env, spawn};
@@ -58,7 +58,7 @@ struct Inner<E: Env> {
 /// A subscription's hold on a room; ends when it is dropped.
 pub struct Listening<E: Env> {
     _listener: Listener,
-    leases: [LeaseUse<E>; 2],
+    leases: [LeaseUse<E>; 3],
 }
 
 impl<E: Env> Listening<E> {
@@ -98,26 +98,32 @@ impl<E: Env> Ephemeral<E> {
         self.inner.running.close();
     }
 
-    /// When it resolves, this node may decide on access to the rooms of a shard by its own replicas: at once
-    /// while it holds the leases, else behind a read barrier of the shard and of meta.
-    pub async fn obtain(&self, shard: GroupId) -> Result<(), Failure> {
-        if groups_of(shard).into_iter().all(|group| self.inner.leases.holds(group)) {
+    /// When it resolves, this node may decide on a user's access to the rooms of a shard by its own replicas:
+    /// at once while it holds the leases, else behind a read barrier of each group that has a say.
+    pub async fn obtain(&self, shard: GroupId, user: &Handle) -> Result<(), Failure> {
+        let groups = self.groups_of(shard, user);
+        if groups.into_iter().all(|group| self.inner.leases.holds(group)) {
             return Ok(());
         }
-        let obtained = groups_of(shard).map(|group| self.inner.leases.obtain(&self.inner.shards, group));
+        let obtained = groups.map(|group| self.inner.leases.obtain(&self.inner.shards, group));
         futures::future::try_join_all(obtained).await.map(drop)
     }
 
-    /// Why a shard's ephemeral rooms are not served here.
-    pub fn refusal(&self, shard: GroupId) -> Failure {
-        let lapsed = groups_of(shard).into_iter().find(|&group| !self.inner.leases.holds(group));
+    /// Why a shard's ephemeral rooms are not served to a user here.
+    pub fn refusal(&self, shard: GroupId, user: &Handle) -> Failure {
+        let lapsed = self.groups_of(shard, user).into_iter().find(|&group| !self.inner.leases.holds(group));
         lease::refusal(&self.inner.shards, lapsed.unwrap_or(shard))
     }
 
-    /// From now on messages of the room reach the mailbox.
-    pub fn listen(&self, shard: GroupId, room: RoomId, mailbox: &Arc<Mailbox>) -> Result<Listening<E>, Failure> {
+    /// From now on messages of the room reach the mailbox of a user's subscription.
+    pub fn listen(
+        &self,
+        (shard, room): (GroupId, RoomId),
+        user: &Handle,
+        mailbox: &Arc<Mailbox>,
+    ) -> Result<Listening<E>, Failure> {
         let listener = self.inner.listeners.listen(room, mailbox)?;
-        let leases = groups_of(shard).map(|group| self.inner.leases.use_lease(group));
+        let leases = self.groups_of(shard, user).map(|group| self.inner.leases.use_lease(group));
         Ok(Listening { _listener: listener, leases })
     }
 
@@ -150,14 +156,15 @@ impl<E: Env> Ephemeral<E> {
         listeners > 0
     }
 
+    /// What decides on a user's access to a shard's rooms: the shard on members, meta on users, and the shard
+    /// that has his list on his devices. The same one twice does no harm.
+    fn groups_of(&self, shard: GroupId, user: &Handle) -> [GroupId; 3] {
+        [shard, GroupId::META, self.inner.shards.of_user(user)]
+    }
+
     fn outboxes(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Outbox>>> {
         self.inner.outboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What decides on access to a shard's rooms: the shard on members, meta on users.
-fn groups_of(shard: GroupId) -> [GroupId; 2] {
-    [shard, GroupId::META]
 }
 
 fn encode(burst: &Burst) -> Bytes {

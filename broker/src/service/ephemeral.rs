@@ -1,4 +1,4 @@
-//! Publishing to ephemeral rooms: decided here, under the lease of the room's shard, and sent at once.
+//! Publishing to ephemeral rooms: decided here, under the leases of all that decides on it, and sent at once.
 
 use prost::Message;
 use unibus_machine::{bad_size, is_ephemeral};
@@ -23,8 +23,9 @@ impl<E: Env> Service<E> {
         found: &Access,
     ) -> Outcome<PublishResponse> {
         let (user, device) = caller.user()?;
-        self.inner.ephemeral.obtain(found.shard).await?;
-        // What was found before may be older than the lease.
+        self.inner.ephemeral.obtain(found.shard, user).await?;
+        // What was found before may be older than the leases: the user, the device and the membership.
+        self.reauthenticate_stream(caller).await?;
         let access = self.publishable(caller, found.room).await?;
         let (time_ms, tag) = (self.now_ms(), request.request);
         let mut writer = Writer { room: access.room, chunk: ChunkWriter::default(), count: 0, nodes: 0 };

@@ -8,7 +8,7 @@ use unibus_proto::id::RoomId;
 use unibus_proto::v1::{DeliveryBatch, SubscribeResponse, start_from::From, subscribe_response};
 use unibus_raft_store::env::Env;
 
-use super::super::access::{Access, Wanted};
+use super::super::access::Access;
 use super::super::{Failure, Outcome};
 use super::stream::element;
 use super::{Mode, Subscription};
@@ -36,8 +36,8 @@ impl<E: Env> Subscription<E> {
             return Ok(None);
         }
         let ephemeral = &self.service.inner.ephemeral;
-        ephemeral.obtain(access.shard).await?;
-        ephemeral.listen(access.shard, access.room, &self.mailbox).map(Some)
+        ephemeral.obtain(access.shard, &self.user).await?;
+        ephemeral.listen((access.shard, access.room), &self.user, &self.mailbox).map(Some)
     }
 
     /// Hands messages out, if he may still read them as this node knows under its leases.
@@ -47,10 +47,12 @@ impl<E: Env> Subscription<E> {
             return Ok(());
         };
         if !listening.holds() {
-            return Err(self.service.inner.ephemeral.refusal(followed.shard));
+            return Err(self.service.inner.ephemeral.refusal(followed.shard, &self.user));
         }
-        // When he may not, the notice that ends it is on its way.
-        if self.service.readable_here(&self.user, &Wanted::Id(burst.room)).is_some() {
+        // Only the shard knows: the room may be newer than this node's directory. When he may not read it, the
+        // notice that ends it is on its way.
+        let replica = self.service.shards().group(followed.shard)?;
+        if replica.view(|machine| machine.member(burst.room, &self.user)).is_some() {
             let subject = followed.subject.clone();
             self.service.counters().ephemeral_delivered(u64::from(burst.count));
             self.hand_out_burst(burst, subject);
@@ -78,7 +80,7 @@ impl<E: Env> Subscription<E> {
     pub(super) fn look_at_leases(&self) -> Outcome<()> {
         let is_broken = |listening: &Listening<E>| !listening.holds();
         let broken = self.rooms.values().find(|followed| followed.listening.as_ref().is_some_and(is_broken));
-        broken.map_or(Ok(()), |followed| Err(self.service.inner.ephemeral.refusal(followed.shard)))
+        broken.map_or(Ok(()), |followed| Err(self.service.inner.ephemeral.refusal(followed.shard, &self.user)))
     }
 
     /// Listens again to a room whose member he is again.
