@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, OptionFuture};
 use futures::stream::{self, FuturesUnordered, Stream};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::oneshot::{self, error::TryRecvError};
@@ -59,12 +59,17 @@ impl<E: Env> MessageService for Api<E> {
     }
 }
 
+/// A request that was looked at: its tag, its room, and what it waits for or why it is refused.
+type Admitted = (u64, Option<RoomId>, Outcome<BoxFuture<'static, Outcome<PublishResponse>>>);
+
 /// A publish stream: requests are admitted in their order, those of a room are answered in theirs.
 struct PublishStream<E: Env> {
     service: Service<E>,
     caller: Caller,
     requests: Streaming<PublishRequest>,
     ended: bool,
+    /// The request that is being looked at: those after it wait for it, answers do not.
+    admitting: Option<BoxFuture<'static, Admitted>>,
     unanswered: FuturesUnordered<BoxFuture<'static, PublishResponse>>,
     /// Per room, resolves when its last admitted request is answered.
     last_of_room: BTreeMap<RoomId, oneshot::Receiver<()>>,
@@ -73,12 +78,12 @@ struct PublishStream<E: Env> {
 impl<E: Env> PublishStream<E> {
     fn new(service: Service<E>, caller: Caller, requests: Streaming<PublishRequest>) -> Self {
         let (unanswered, last_of_room) = (FuturesUnordered::new(), BTreeMap::new());
-        Self { service, caller, requests, ended: false, unanswered, last_of_room }
+        Self { service, caller, requests, ended: false, admitting: None, unanswered, last_of_room }
     }
 
     async fn next(&mut self) -> Option<Result<PublishResponse, Status>> {
         loop {
-            if self.unanswered.is_empty() {
+            if self.unanswered.is_empty() && self.admitting.is_none() {
                 self.last_of_room.clear();
                 if self.ended {
                     return None;
@@ -87,9 +92,16 @@ impl<E: Env> PublishStream<E> {
             tokio::select! {
                 biased;
                 Some(response) = self.unanswered.next(), if !self.unanswered.is_empty() => return Some(Ok(response)),
-                request = self.requests.next(), if !self.ended && self.unanswered.len() < UNANSWERED_MAX => {
+                Some(admitted) = OptionFuture::from(self.admitting.as_mut()), if self.admitting.is_some() => {
+                    self.admitting = None;
+                    self.wait_for(admitted);
+                }
+                request = self.requests.next(), if self.reads() => {
                     match request {
-                        Some(Ok(request)) => self.admit(request).await,
+                        Some(Ok(request)) => {
+                            let admitted = admit(self.service.clone(), self.caller.clone(), request);
+                            self.admitting = Some(admitted.boxed());
+                        }
                         Some(Err(status)) => return Some(Err(self.end(status))),
                         None => self.ended = true,
                     }
@@ -98,23 +110,33 @@ impl<E: Env> PublishStream<E> {
         }
     }
 
+    fn reads(&self) -> bool {
+        !self.ended && self.admitting.is_none() && self.unanswered.len() < UNANSWERED_MAX
+    }
+
     fn end(&mut self, status: Status) -> Status {
         self.ended = true;
+        self.admitting = None;
         self.unanswered.clear();
         status
     }
 
-    async fn admit(&mut self, request: PublishRequest) {
-        let (tag, room) = (request.request, RoomId::from_bytes(&request.room_id).ok());
-        let outcome = match self.service.reauthenticate(&self.caller).await {
-            Ok(()) => self.service.admit_publish(&self.caller, request).await.map(FutureExt::boxed),
-            Err(failure) => Err(failure),
-        };
+    fn wait_for(&mut self, (tag, room, outcome): Admitted) {
         let (done, answered) = oneshot::channel();
         forget_answered(&mut self.last_of_room);
         let before = room.and_then(|room| self.last_of_room.insert(room, answered));
         self.unanswered.push(in_turn(self.service.clone(), tag, outcome, before, done).boxed());
     }
+}
+
+/// Looks at a request, which may take a read barrier.
+async fn admit<E: Env>(service: Service<E>, caller: Caller, request: PublishRequest) -> Admitted {
+    let (tag, room) = (request.request, RoomId::from_bytes(&request.room_id).ok());
+    let outcome = match service.reauthenticate(&caller).await {
+        Ok(()) => service.admit_publish(&caller, request).await.map(FutureExt::boxed),
+        Err(failure) => Err(failure),
+    };
+    (tag, room, outcome)
 }
 
 /// Whoever names a new room in each request must not make the node remember them all.

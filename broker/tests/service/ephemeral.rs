@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use unibus_broker::service::Failure;
+use unibus_broker::service::{Caller, Failure};
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::NodeId;
 use unibus_proto::limits::{LEASE, SUBSCRIBER_QUEUE_BYTES_MAX};
@@ -10,7 +10,7 @@ use unibus_proto::v1::publish_outcome::Outcome;
 use unibus_proto::v1::*;
 use unibus_raft_store::env::{Instant, now, sleep};
 
-use crate::cluster::{Cluster, PATIENCE, Reader, User, earliest, eventually, latest};
+use crate::cluster::{Cluster, PATIENCE, Reader, User, earliest, eventually, latest, unique};
 use crate::net::HubEnv;
 
 const EPHEMERAL: RoomPolicy = RoomPolicy { encrypt: false, persist: false, sign: false, retention: None };
@@ -212,6 +212,32 @@ async fn a_node_that_is_cut_off_neither_takes_nor_delivers() {
         sleep::<HubEnv>(Duration::from_millis(20)).await;
     }
     assert_eq!(again.bursts(1).await[0].2, "after");
+}
+
+/// P6: a node that was away has the word of all that decides before it takes a message, not only of the room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_who_was_revoked_meanwhile_publishes_nothing_through_a_node_that_was_cut_off() {
+    let cluster = cluster().await;
+    let (alice, bob) = (cluster.user("alice", 1).await, cluster.user("bob", 3).await);
+    let room = alice.create_with("live.cpu", EPHEMERAL).await;
+    alice.change(&room, &bob.identity, Some(RoomRole::Member)).await;
+    let mut here = listen(&alice, "live.cpu").await;
+    cluster.hub.cut(NodeId(3));
+    let start = now::<HubEnv>();
+    let revoke = RevokeUserRequest { request_id: unique(16), handle: "bob".into() };
+    while let Err(failure) = cluster.service(1).revoke_user(&Caller::Local, revoke.clone()).await {
+        assert!(start.elapsed() < PATIENCE, "{failure}");
+    }
+    cluster.hub.heal(NodeId(3));
+    let refused = loop {
+        match bob.publish(&room, 1, &["stolen"]).await.expect_err("he was revoked") {
+            failure if failure.code != ErrorCode::NoLeader => break failure,
+            failure => assert!(start.elapsed() < PATIENCE, "{failure}"),
+        }
+    };
+    assert_eq!(refused.code, ErrorCode::Forbidden, "{refused}");
+    send(&alice, &room, 1, "after").await.unwrap();
+    assert_eq!(here.bursts(1).await, bursts("live.cpu", &[(1, "after")]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 use openraft_rt_tokio::TokioRuntime;
+use prost::Message;
 use tokio::sync::mpsc;
 use unibus_broker::env::SystemClock;
-use unibus_proto::id::NodeId;
+use unibus_proto::id::{GroupId, NodeId};
+use unibus_proto::peer::{GroupStream, StreamOpen, stream_open::Purpose};
 use unibus_raft_store::env::{Duplex, Env, FrameRx, FrameTx, Lane, Net, NetError};
 use unibus_raft_store::testing::{FsDisk, SeededRng};
 use unibus_raft_store::tree::LogTrees;
@@ -22,6 +24,7 @@ type Opened = (NodeId, Duplex<HubNet>);
 pub struct Hub {
     inboxes: Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Opened>>>,
     cut: Mutex<BTreeSet<NodeId>>,
+    held: Mutex<BTreeSet<(NodeId, GroupId)>>,
 }
 
 impl Hub {
@@ -33,6 +36,16 @@ impl Hub {
     /// The opposite.
     pub fn heal(&self, node: NodeId) {
         self.cut.lock().unwrap().remove(&node);
+    }
+
+    /// No entries of a group reach the node any more, and nothing else is different.
+    pub fn hold(&self, node: NodeId, group: GroupId) {
+        self.held.lock().unwrap().insert((node, group));
+    }
+
+    /// The opposite.
+    pub fn release(&self, node: NodeId, group: GroupId) {
+        self.held.lock().unwrap().remove(&(node, group));
     }
 
     fn is_cut(&self, nodes: [NodeId; 2]) -> bool {
@@ -98,11 +111,11 @@ impl Net for HubNet {
             return Err(unreachable());
         }
         let ((tx, their_rx), (their_tx, rx)) = (mpsc::channel(WINDOW), mpsc::channel(WINDOW));
-        let half = |tx| HubTx { ends: [self.node, peer], hub: Arc::clone(&self.hub), tx };
-        let theirs = (self.node, (half(their_tx), HubRx(their_rx)));
+        let half = |to, tx| HubTx { ends: [self.node, peer], to, hub: Arc::clone(&self.hub), tx, entries: None };
+        let theirs = (self.node, (half(self.node, their_tx), HubRx(their_rx)));
         let inbox = self.hub.inboxes.lock().unwrap().get(&peer).cloned().ok_or_else(unreachable)?;
         inbox.send(theirs).map_err(|_| unreachable())?;
-        Ok((half(tx), HubRx(rx)))
+        Ok((half(peer, tx), HubRx(rx)))
     }
 
     async fn accept(&self) -> Result<Opened, NetError> {
@@ -112,17 +125,30 @@ impl Net for HubNet {
 
 pub struct HubTx {
     ends: [NodeId; 2],
+    to: NodeId,
     hub: Arc<Hub>,
     tx: mpsc::Sender<Option<Bytes>>,
+    /// Known from the first frame on: the group whose entries go here, if any do.
+    entries: Option<Option<GroupId>>,
 }
 
 impl HubTx {
-    async fn put(&self, frame: Option<Bytes>) -> Result<(), NetError> {
+    async fn put(&mut self, frame: Option<Bytes>) -> Result<(), NetError> {
         let closed = || NetError::Closed("cut".into());
-        if self.hub.is_cut(self.ends) {
+        let entries = *self.entries.get_or_insert_with(|| entries_of(frame.as_ref()?));
+        let is_held = entries.is_some_and(|group| self.hub.held.lock().unwrap().contains(&(self.to, group)));
+        if is_held || self.hub.is_cut(self.ends) {
             return Err(closed());
         }
         self.tx.send(frame).await.map_err(|_| closed())
+    }
+}
+
+/// The group whose log a stream carries, by its first frame.
+fn entries_of(first: &Bytes) -> Option<GroupId> {
+    match StreamOpen::decode(first.clone()).ok()?.purpose? {
+        Purpose::Append(GroupStream { group }) | Purpose::Snapshot(GroupStream { group }) => Some(GroupId(group)),
+        _ => None,
     }
 }
 
