@@ -25,6 +25,7 @@ use crate::space::Space;
 use crate::state::StateMachine;
 use crate::tables::StateHash;
 use crate::types::{Member, Proposal, Raft, TypeConfig};
+use crate::waits::{Waiter, Waits};
 use crate::wal::GroupLog;
 use crate::watched::WatchReceiverOf;
 
@@ -130,6 +131,7 @@ pub(crate) struct Inner<E: Env> {
     /// Snapshots are never built in two groups at once.
     pub build: Arc<Semaphore>,
     pub space: Arc<Space<E>>,
+    pub waits: Waits,
     pub heartbeat: Duration,
 }
 
@@ -187,6 +189,11 @@ impl<E: Env> Group<E> {
         }
     }
 
+    /// Somebody here will wait for what is committed, until the guard is dropped: the leader tells it at once.
+    pub fn await_commits(&self) -> Waiter {
+        self.0.waits.enter()
+    }
+
     /// Waits until `index` is applied here.
     pub async fn wait_applied(&self, index: u64, patience: Duration) -> Result<(), NotApplied> {
         let mut applied = self.0.replica.applied();
@@ -194,6 +201,7 @@ impl<E: Env> Group<E> {
         if now >= index {
             return Ok(());
         }
+        let _waiter = self.await_commits();
         let reached = timeout::<E, _>(patience, applied.wait_until_ge(&index)).await;
         let not_applied = || NotApplied { wanted: index, applied: self.applied_index() };
         reached.and_then(Result::ok).map(drop).ok_or_else(not_applied)

@@ -38,6 +38,7 @@ pub mod tables;
 pub mod testing;
 pub mod tree;
 pub mod types;
+pub mod waits;
 pub mod wal;
 mod watched;
 

@@ -22,6 +22,7 @@ use crate::segment::Place;
 use crate::space::Space;
 use crate::state::StateMachine;
 use crate::types::Raft;
+use crate::waits::Waits;
 use crate::wal::{GroupLog, Wal};
 use crate::watched::{WatchReceiverOf, Watched};
 
@@ -42,6 +43,7 @@ struct Shared<E: Env> {
     wal: Wal<E>,
     faults: Faults,
     space: Arc<Space<E>>,
+    waits: Waits,
     stop: Arc<Watched<E, bool>>,
     /// Until the first shutdown, which takes it.
     running: Mutex<bool>,
@@ -66,8 +68,21 @@ impl<E: Env> Store<E> {
         let pace = Arc::new(Pace::new(config.snapshot_bytes_per_second));
         let space = Arc::new(Space::measure(env.clone(), config.dir.clone(), config.space).await);
         spawn::<E>(space.clone().watch(wal.clone(), stop.subscribe()));
-        let opening =
-            Opening { env, identity, config, raft_config, faults, build, pace, checkpoint, space, stop: stop.clone() };
+        let waits = Waits::default();
+        let stopped = stop.clone();
+        let opening = Opening {
+            env,
+            identity,
+            config,
+            raft_config,
+            faults,
+            build,
+            pace,
+            checkpoint,
+            space,
+            waits,
+            stop: stopped,
+        };
         let mut groups = BTreeMap::new();
         for id in (0..opening.config.groups).map(GroupId) {
             let group = opening.group(id, wal.group(id)).await?;
@@ -83,8 +98,8 @@ impl<E: Env> Store<E> {
         spawn::<E>(trim::run(wal.clone(), trimmed, log_bytes, file_bytes, stop.subscribe()));
         let patience = opening.config.disk_patience;
         spawn::<E>(watch_disk(wal.clone(), patience, opening.faults.clone(), stop.subscribe()));
-        let (faults, space, running) = (opening.faults, opening.space, Mutex::new(true));
-        Ok(Self(Arc::new(Shared { groups, wal, faults, space, stop, running })))
+        let Opening { faults, space, waits, .. } = opening;
+        Ok(Self(Arc::new(Shared { groups, wal, faults, space, waits, stop, running: Mutex::new(true) })))
     }
 
     /// A group; none when the id is above the number of shards.
@@ -105,6 +120,11 @@ impl<E: Env> Store<E> {
     /// The space that the node has left.
     pub fn space(&self) -> &Space<E> {
         &self.0.space
+    }
+
+    /// Who waits on this node for what is committed elsewhere.
+    pub fn waits(&self) -> &Waits {
+        &self.0.waits
     }
 
     /// Whether `directory` is the one that the membership of the meta group knows for `peer`; none while
@@ -166,6 +186,7 @@ struct Opening<E: Env> {
     pace: Arc<Pace<E>>,
     checkpoint: CheckpointTurn,
     space: Arc<Space<E>>,
+    waits: Waits,
     stop: Arc<Watched<E, bool>>,
 }
 
@@ -187,7 +208,8 @@ impl<E: Env> Opening<E> {
             .await
             .map_err(|fatal| StoreError::Raft { group: id, why: fatal.to_string() })?;
         let (build, space, heartbeat) = (self.build.clone(), self.space.clone(), config.raft.heartbeat);
-        let inner = Inner { id, node, raft, replica, synced, log, build, space, heartbeat };
+        let waits = self.waits.clone();
+        let inner = Inner { id, node, raft, replica, synced, log, build, space, waits, heartbeat };
         let group = Group(Arc::new(inner));
         self.check_directory(&group)?;
         Ok(group)

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use common::{Person, publish, room_id};
 use lab::{CLUSTER, Hub, Lab, LabEnv, META, SHARD};
+use prost::Message;
 use unibus_machine::Event;
 use unibus_proto::id::{ClusterId, DirectoryId, NodeId};
 use unibus_proto::log::reply::Reply;
 use unibus_proto::peer;
 use unibus_proto::peer::stream_open::Purpose;
 use unibus_proto::v1::UserRole;
-use unibus_raft_store::env::{Env, Instant, Lane, Net, now, sleep, timeout};
+use unibus_raft_store::env::{Env, FrameRx, FrameTx, Instant, Lane, Net, now, sleep, timeout};
 use unibus_raft_store::stream::{StreamError, accept_stream, open_stream, open_stream_to};
 use unibus_raft_store::{Identity, ProposeError};
 
@@ -262,6 +263,37 @@ async fn a_wiped_or_foreign_directory_does_not_start() {
         lab.try_start(2).await.expect_err("an identity without a log")
     };
     assert!(why.contains("no write-ahead log") && why.contains("node replace"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_index_that_is_told_without_asking_is_answered_only_when_it_is_refused() {
+    let lab = Lab::formed(Lab::small()).await;
+    create_room(&lab, &Person::new("ada")).await;
+    let leader = lab.leader(SHARD).await;
+    let (term, follower) = (lab.nodes[&leader].group(SHARD).status().term, if leader == 1 { 2 } else { 1 });
+    let hub = Hub::default();
+    let (from, to) = (hub.join(NodeId(leader)), hub.join(NodeId(follower)));
+    let append = |term, silent| {
+        let vote = peer::Vote { term, node_id: leader, committed: true };
+        let append = peer::AppendRequest { vote: Some(vote), silent, ..peer::AppendRequest::default() };
+        let request = peer::RaftRequest { request: Some(peer::raft_request::Request::Append(append)) };
+        vec![request.encode_to_vec().into()]
+    };
+    let (mut tx, mut rx) = from.connect(NodeId(follower), Lane::Log).await.expect("connects");
+    let (peer, theirs) = to.accept().await.expect("opened");
+    let purpose = Purpose::Append(peer::GroupStream { group: SHARD.0 });
+    let serving = lab.nodes[&follower].store.serve_raft(peer, purpose, theirs);
+    let asking = async {
+        tx.send(append(term, true)).await.expect("sent");
+        tx.send(append(term, false)).await.expect("sent");
+        let first = peer::RaftResponse::decode(rx.recv().await.expect("open").expect("an answer")).expect("decodes");
+        assert!(first.error.is_empty() && first.response.is_some(), "{first:?}");
+        tx.send(append(0, true)).await.expect("sent");
+        let second = peer::RaftResponse::decode(rx.recv().await.expect("open").expect("a refusal")).expect("decodes");
+        assert!(second.error.contains("a commit index is refused"), "{second:?}");
+        assert_eq!(rx.recv().await.expect("finished"), None, "one answer to the question, one refusal, no more");
+    };
+    futures::join!(serving, asking);
 }
 
 #[tokio::test]

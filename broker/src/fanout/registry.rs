@@ -7,6 +7,7 @@ use std::time::Duration;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::{Handle, RoomId};
 use unibus_proto::limits::SUBSCRIPTIONS_MAX;
+use unibus_raft_store::waits::{Waiter, Waits};
 
 use super::Entries;
 use super::mailbox::{Item, Mailbox};
@@ -20,6 +21,7 @@ type Mailboxes = BTreeMap<u64, Arc<Mailbox>>;
 /// The subscriptions of this node, by room and by user.
 #[derive(Default)]
 pub struct Registry {
+    waits: Waits,
     state: Mutex<State>,
 }
 
@@ -38,9 +40,15 @@ pub struct Registration {
     user: Handle,
     mailbox: Arc<Mailbox>,
     rooms: std::collections::BTreeSet<RoomId>,
+    _waiter: Waiter,
 }
 
 impl Registry {
+    /// A registry whose subscriptions are counted in `waits`.
+    pub fn new(waits: Waits) -> Self {
+        Self { waits, state: Mutex::default() }
+    }
+
     /// Adds a subscription of `user`, which follows no room yet.
     pub fn register(self: &Arc<Self>, user: &Handle, mailbox: Arc<Mailbox>) -> Result<Registration, Failure> {
         let mut state = self.state();
@@ -52,8 +60,8 @@ impl Registry {
         state.last_id += 1;
         let id = state.last_id;
         state.by_user.entry(user.clone()).or_default().insert(id, Arc::clone(&mailbox));
-        let rooms = Default::default();
-        Ok(Registration { registry: Arc::clone(self), id, user: user.clone(), mailbox, rooms })
+        let (rooms, _waiter) = (Default::default(), self.waits.enter());
+        Ok(Registration { registry: Arc::clone(self), id, user: user.clone(), mailbox, rooms, _waiter })
     }
 
     /// Open subscriptions.

@@ -87,7 +87,7 @@ impl<E: Env> Service<E> {
         let (groups, counters) = (parts.store.groups().collect(), Arc::<Counters>::default());
         let shards =
             Shards::start(parts.env.clone(), parts.identity.node, groups, peers.clone(), Arc::clone(&counters));
-        let registry = Arc::new(Registry::default());
+        let registry = Arc::new(Registry::new(parts.store.waits().clone()));
         fanout::start(&shards, &registry);
         let (env, identity) = (parts.env.clone(), parts.identity);
         let ephemeral = Ephemeral::start(env, identity, shards.clone(), Arc::clone(&registry), Arc::clone(&counters));

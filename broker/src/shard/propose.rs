@@ -54,6 +54,7 @@ impl<E: Env> Shards<E> {
 
     /// The same, and waits until this node has applied it too, so that it can be read here.
     pub async fn propose_and_see(&self, group: GroupId, command: Command) -> Result<(u64, Reply), Failure> {
+        let _waiter = self.group(group)?.await_commits();
         let (index, reply) = self.propose(group, command).await?;
         self.wait_applied(group, index, PROPOSE_PATIENCE).await?;
         Ok((index, reply))

@@ -29,11 +29,11 @@ const NORMAL_IN_ENTRY: u32 = 3;
 
 /// The frame of an append, byte for byte what prost makes of it; large proposals stay where they are, as
 /// parts of their own.
-pub fn append_frame<E: Env>(rpc: &AppendEntriesRequest<C<E>>) -> Vec<Bytes> {
+pub fn append_frame<E: Env>(rpc: &AppendEntriesRequest<C<E>>, silent: bool) -> Vec<Bytes> {
     let (vote, previous) = (Some(encode_vote(&rpc.vote)), rpc.prev_log_id.as_ref().map(encode_log_id));
     let opening = peer::AppendRequest { vote, previous, ..peer::AppendRequest::default() };
     let committed = rpc.leader_commit.as_ref().map(encode_log_id);
-    let closing = peer::AppendRequest { committed, ..peer::AppendRequest::default() };
+    let closing = peer::AppendRequest { committed, silent, ..peer::AppendRequest::default() };
     let lengths: Vec<usize> = rpc.entries.iter().map(entry_bytes).collect();
     let entries: usize = lengths.iter().map(|length| field_bytes(ENTRIES_IN_APPEND, *length)).sum();
     let mut frame = Parts::default();
@@ -102,6 +102,7 @@ pub fn encode_append<E: Env>(rpc: &AppendEntriesRequest<C<E>>) -> peer::AppendRe
         previous: rpc.prev_log_id.as_ref().map(encode_log_id),
         entries: rpc.entries.iter().map(encode_entry).collect(),
         committed: rpc.leader_commit.as_ref().map(encode_log_id),
+        silent: false,
     }
 }
 
@@ -115,7 +116,7 @@ pub fn decode_append<E: Env>(rpc: peer::AppendRequest) -> Result<AppendEntriesRe
 }
 
 pub fn encode_append_response<E: Env>(response: &AppendEntriesResponse<C<E>>) -> Response {
-    let answer = |result: Outcome| peer::AppendResponse { result: result.into(), log_id: None, vote: None };
+    let answer = |result: Outcome| peer::AppendResponse { result: result.into(), ..peer::AppendResponse::default() };
     Response::Append(match response {
         AppendEntriesResponse::Success => answer(Outcome::Success),
         AppendEntriesResponse::PartialSuccess(upto) => {
@@ -141,14 +142,19 @@ pub fn decode_append_response<E: Env>(response: Response) -> Result<AppendEntrie
     })
 }
 
-/// An answer on an append stream: it names the entry up to which everything is on disk.
-pub fn encode_stream_result<E: Env>(result: &StreamAppendResult<C<E>>) -> Response {
-    match result {
+/// An answer on an append stream: it names the entry up to which everything is on disk. `awaited`: somebody here
+/// waits for what is committed.
+pub fn encode_stream_result<E: Env>(result: &StreamAppendResult<C<E>>, awaited: bool) -> Response {
+    let response = match result {
         Ok(upto) => encode_append_response::<E>(&AppendEntriesResponse::PartialSuccess(*upto)),
         Err(StreamAppendError::Conflict(_)) => encode_append_response::<E>(&AppendEntriesResponse::Conflict),
         Err(StreamAppendError::HigherVote(vote)) => {
             encode_append_response::<E>(&AppendEntriesResponse::HigherVote(*vote))
         }
+    };
+    match response {
+        Response::Append(answer) => Response::Append(peer::AppendResponse { awaited, ..answer }),
+        other => other,
     }
 }
 

@@ -27,13 +27,15 @@ proptest! {
     fn a_frame_is_what_prost_makes_of_it(
         id in ids(),
         committed: bool,
+        silent: bool,
         previous in proptest::option::of(ids()),
         leader_commit in proptest::option::of(ids()),
         entries in proptest::collection::vec(entries(), 0..6),
     ) {
         let vote = Vote { leader_id: id.leader_id, committed };
         let rpc = AppendEntriesRequest::<C<TestEnv>> { vote, prev_log_id: previous, entries, leader_commit };
-        let request = peer::RaftRequest { request: Some(Request::Append(encode_append::<TestEnv>(&rpc))) };
-        prop_assert_eq!(append_frame::<TestEnv>(&rpc).concat(), request.encode_to_vec());
+        let append = peer::AppendRequest { silent, ..encode_append::<TestEnv>(&rpc) };
+        let request = peer::RaftRequest { request: Some(Request::Append(append)) };
+        prop_assert_eq!(append_frame::<TestEnv>(&rpc, silent).concat(), request.encode_to_vec());
     }
 }

@@ -1,6 +1,7 @@
 //! The other side: what peers send is fed into this node's Raft of the group. Entries are refused before Raft
 //! hears of them while the disk has no space for them: an error of the log would end the group.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
@@ -33,18 +34,24 @@ pub(crate) async fn serve<E: Env>(group: &Inner<E>, kind: StreamKind, duplex: Du
 
 /// Why the reader of a stream ended it.
 type Refused = Arc<Mutex<Option<String>>>;
+/// Of the requests that Raft has not answered yet, in their order: whether the leader wants no answer.
+type Silent = Arc<Mutex<VecDeque<bool>>>;
 
 async fn serve_append<E: Env>(group: &Inner<E>, (mut tx, rx): Duplex<E::Net>) -> Result<(), NetError> {
     let raft = &group.raft;
     // Requests are handed over one by one: Raft takes the next when it has room.
     let (to, from) = mpsc::channel(WINDOW);
-    let refused = Refused::default();
-    spawn::<E>(read_requests::<E>(rx, to, Gate::of(group), refused.clone()));
+    let (refused, silent) = (Refused::default(), Silent::default());
+    spawn::<E>(read_requests::<E>(rx, to, Gate::of(group), refused.clone(), silent.clone()));
     let requests = futures::stream::unfold(from, |mut from| async { Some((from.recv().await?, from)) });
     let mut answers = Box::pin(raft.stream_append(requests));
     while let Some(answer) = answers.next().await {
+        let is_silent = silent.lock().unwrap_or_else(PoisonError::into_inner).pop_front().unwrap_or(false);
         let response = match &answer {
-            Ok(result) => answer_of(encode_stream_result::<E>(result)),
+            Ok(Ok(_)) if is_silent => continue,
+            // The leader waits for no answer to it, and would take this one for another's.
+            Ok(Err(why)) if is_silent => error_of(format!("a commit index is refused: {why:?}")),
+            Ok(result) => answer_of(encode_stream_result::<E>(result, group.waits.any())),
             Err(fatal) => error_of(fatal),
         };
         tx.send(vec![response.encode_to_vec().into()]).await?;
@@ -86,6 +93,7 @@ async fn read_requests<E: Env>(
     to: mpsc::Sender<Append<E>>,
     gate: Gate<E>,
     refused: Refused,
+    silent: Silent,
 ) {
     loop {
         let frame = tokio::select! {
@@ -94,15 +102,19 @@ async fn read_requests<E: Env>(
             frame = rx.recv() => frame,
         };
         let request = frame.and_then(decode::<peer::RaftRequest>).and_then(|request| match request.request {
-            Some(Request::Append(append)) => decode_append::<E>(append).map_err(malformed),
+            Some(Request::Append(append)) => {
+                let is_silent = append.silent;
+                Ok((is_silent, decode_append::<E>(append).map_err(malformed)?))
+            }
             _ => Err(malformed("a request on an append stream that is no append")),
         });
         match request {
-            Ok(request) => {
+            Ok((is_silent, request)) => {
                 if let Some(why) = gate.refuses(&request) {
                     *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
                     return;
                 }
+                silent.lock().unwrap_or_else(PoisonError::into_inner).push_back(is_silent);
                 if to.send(request).await.is_err() {
                     return;
                 }
