@@ -76,7 +76,7 @@ impl Run {
         let (mut waited, mut reached) = (Duration::ZERO, std::collections::BTreeSet::new());
         while waited < DELIVER {
             let body = Bytes::from(format!("after healing {waited:?}"));
-            let number = self.recorder.begin_ephemeral(&body);
+            let number = self.recorder.begin_ephemeral(&body, members[0].handle.as_str());
             let sent = publisher.send(body).await;
             self.recorder.end_ephemeral(number, outcome(&sent));
             SimRuntime::sleep(RETRY).await;
@@ -118,7 +118,7 @@ async fn send(load: Load, platform: SimPlatform, identity: Identity, number: u64
         while !load.stopped() {
             sent += 1;
             let body = Bytes::from(format!("e{number} m{sent}"));
-            let at = load.recorder.begin_ephemeral(&body);
+            let at = load.recorder.begin_ephemeral(&body, identity.handle.as_str());
             let answer = publisher.send(body).await;
             load.recorder.end_ephemeral(at, outcome(&answer));
             SimRuntime::sleep(Duration::from_millis(random.below(PAUSE_MS_MAX))).await;

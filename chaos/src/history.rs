@@ -126,6 +126,8 @@ pub struct Ephemeral {
 /// A message to the ephemeral room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EphemeralSend {
+    /// Who sent it.
+    pub user: String,
     /// A hash of the body.
     pub body: u64,
     /// When the client called.

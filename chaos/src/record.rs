@@ -95,9 +95,10 @@ impl Recorder {
         self.history().readers[reader].moved.insert((room, to));
     }
 
-    /// A client sends to the ephemeral room; answers the number of the message.
-    pub fn begin_ephemeral(&self, body: &[u8]) -> usize {
-        let send = EphemeralSend { body: hash_bytes(body), began: self.now_nanos(), outcome: Outcome::Unknown };
+    /// A client of a user sends to the ephemeral room; answers the number of the message.
+    pub fn begin_ephemeral(&self, body: &[u8], user: &str) -> usize {
+        let (user, body, began) = (user.to_string(), hash_bytes(body), self.now_nanos());
+        let send = EphemeralSend { user, body, began, outcome: Outcome::Unknown };
         let mut history = self.history();
         history.ephemeral.sends.push(send);
         history.ephemeral.sends.len() - 1

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use unibus_broker::service::{Caller, Failure};
 use unibus_proto::code::ErrorCode;
-use unibus_proto::id::NodeId;
+use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::limits::{LEASE, SUBSCRIBER_QUEUE_BYTES_MAX};
 use unibus_proto::v1::publish_outcome::Outcome;
 use unibus_proto::v1::*;
-use unibus_raft_store::env::{Instant, now, sleep};
+use unibus_raft_store::env::{Instant, now, sleep, timeout};
 
-use crate::cluster::{Cluster, PATIENCE, Reader, User, earliest, eventually, latest, unique};
+use crate::cluster::{CLUSTER, Cluster, PATIENCE, Reader, User, earliest, eventually, id_of, latest, shard_of, unique};
 use crate::net::HubEnv;
 
 const EPHEMERAL: RoomPolicy = RoomPolicy { encrypt: false, persist: false, sign: false, retention: None };
@@ -37,6 +37,21 @@ async fn listen(user: &User, filter: &str) -> Reader {
 
 fn bursts(subject: &str, numbered: &[(u64, &str)]) -> Vec<(String, u64, String)> {
     numbered.iter().map(|(number, body)| (subject.to_string(), *number, (*body).to_string())).collect()
+}
+
+/// The list after the user's first one: his only device is revoked.
+fn revoke_device(user: &User) -> PublishDeviceListRequest {
+    let (first, _) = user.identity.device_list(CLUSTER);
+    let ended = EndedDevice { device_id: user.identity.device_id().to_bytes(), reason: DeviceEnd::Revoked.into() };
+    let list = DeviceList {
+        user: user.identity.handle.to_string(),
+        version: 2,
+        previous_hash: first.payload_hash().to_vec().into(),
+        bundle_hashes: vec![],
+        ended: vec![ended],
+    };
+    let device_list = Some(Signed::sign(CLUSTER, &list, &[&user.identity.user_key]));
+    PublishDeviceListRequest { request_id: unique(16), device_list, bundles: vec![] }
 }
 
 /// Three nodes, with streams between all of them.
@@ -107,9 +122,9 @@ async fn only_members_publish_and_a_removed_members_stream_ends() {
     assert_eq!(wild.bursts(1).await, bursts("live.cpu", &[(1, "seen")]));
     alice.change(&room, &bob.identity, None).await;
     assert_eq!(single.drain().await.1.expect("the stream ends").code, ErrorCode::RoomNotFound);
-    let (group, there) = (crate::cluster::shard_of(&room), cluster.service(3));
+    let (group, there) = (shard_of(&room), cluster.service(3));
     let replica = there.shards().group(group).unwrap().clone();
-    let id = crate::cluster::id_of(&room);
+    let id = id_of(&room);
     eventually("the removal is applied", || replica.view(|machine| machine.member(id, &bob.identity.handle)).is_none())
         .await;
     send(&alice, &room, 2, "secret").await.unwrap();
@@ -118,7 +133,7 @@ async fn only_members_publish_and_a_removed_members_stream_ends() {
     let back = loop {
         send(&alice, &room, number, "back").await.unwrap();
         number += 1;
-        let next = unibus_raft_store::env::timeout::<HubEnv, _>(Duration::from_millis(50), wild.bursts(1)).await;
+        let next = timeout::<HubEnv, _>(Duration::from_millis(50), wild.bursts(1)).await;
         if let Some(found) = next {
             break found;
         }
@@ -238,6 +253,66 @@ async fn p6_who_was_revoked_meanwhile_publishes_nothing_through_a_node_that_was_
     assert_eq!(refused.code, ErrorCode::Forbidden, "{refused}");
     send(&alice, &room, 1, "after").await.unwrap();
     assert_eq!(here.bursts(1).await, bursts("live.cpu", &[(1, "after")]));
+}
+
+/// P6: a device that its user revoked neither publishes nor listens through a node that does not hear of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_revoked_device_is_served_no_longer_than_a_lease_where_the_list_of_its_user_is_old() {
+    let cluster = cluster().await;
+    let alice = cluster.user("alice", 1).await;
+    let there = alice.at(cluster.service(3)).await;
+    let devices = there.service.shards().of_user(&alice.identity.handle);
+    assert_ne!(there.service.shards().group(devices).unwrap().leader(), Some(NodeId(3)), "it would not be held");
+    // In another shard than her devices: of all that decides, only the word on these does not come.
+    let mut number = 0;
+    let room = loop {
+        let room = alice.create_with(&format!("live.{number}"), EPHEMERAL).await;
+        if shard_of(&room) != devices {
+            break room;
+        }
+        number += 1;
+    };
+    let mut reader = listen(&there, &room.subject).await;
+    assert_eq!(send(&there, &room, 1, "before").await.unwrap(), 1);
+    assert_eq!(reader.bursts(1).await, bursts(&room.subject, &[(1, "before")]));
+
+    cluster.hub.hold(NodeId(3), devices);
+    alice.service.publish_device_list(&alice.caller, revoke_device(&alice)).await.unwrap();
+    let drained = timeout::<HubEnv, _>(LEASE + Duration::from_secs(1), reader.drain()).await;
+    let failure = drained.expect("not longer than a lease").1.expect("the stream ends");
+    assert_eq!(failure.code, ErrorCode::NoLeader, "another node serves it, or refuses: {failure}");
+    assert!(failure.message.contains(&format!("group {devices} ")), "{failure}");
+    let refused = there.publish(&room, 2, &["stolen"]).await.expect_err("nobody knows whether she may");
+    assert_eq!(refused.code, ErrorCode::NoLeader, "{refused}");
+    let refused = alice.publish(&room, 2, &["stolen"]).await.expect_err("this node knows");
+    assert_eq!(refused.code, ErrorCode::Unauthenticated, "{refused}");
+}
+
+/// Who decides on a message is the room's shard, which may be ahead of the directory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_to_a_room_that_the_directory_of_the_node_does_not_name_yet_is_delivered() {
+    let cluster = cluster().await;
+    let alice = cluster.user("alice", 1).await;
+    let there = alice.at(cluster.service(3)).await;
+    let known = alice.create_with("live.cpu", EPHEMERAL).await;
+    let mut wild = listen(&there, "live.>").await;
+    assert_eq!(send(&alice, &known, 1, "before").await.unwrap(), 1);
+    assert_eq!(wild.bursts(1).await, bursts("live.cpu", &[(1, "before")]));
+
+    assert_ne!(there.service.shards().meta().leader(), Some(NodeId(3)), "it would not be held");
+    cluster.hub.hold(NodeId(3), GroupId::META);
+    let start = now::<HubEnv>();
+    let room = alice.create_with("live.disk", EPHEMERAL).await;
+    wild.batch().await.expect("the stream goes on").expect("its roster, of the same shard");
+    let mut number = 1;
+    while send(&alice, &room, number, "hi").await.unwrap() == 0 {
+        assert!(start.elapsed() < LEASE, "n3 does not listen");
+        number += 1;
+        sleep::<HubEnv>(Duration::from_millis(5)).await;
+    }
+    assert_eq!(wild.bursts(1).await, bursts("live.disk", &[(number, "hi")]));
+    let named = there.service.shards().meta().view(|machine| machine.directory(id_of(&room)));
+    assert_eq!(named, None, "its directory is older than the room");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

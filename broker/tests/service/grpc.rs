@@ -13,8 +13,9 @@ use tonic_types::StatusExt;
 use tower::Service as _;
 use unibus_broker::api::connection::{Connection, Connections};
 use unibus_broker::api::{self, LocalCaller};
+use unibus_broker::service::Caller;
 use unibus_proto::code::ErrorCode;
-use unibus_proto::id::NodeId;
+use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::v1::auth_service_client::AuthServiceClient;
 use unibus_proto::v1::cluster_service_client::ClusterServiceClient;
 use unibus_proto::v1::message_service_client::MessageServiceClient;
@@ -22,7 +23,7 @@ use unibus_proto::v1::user_service_client::UserServiceClient;
 use unibus_proto::v1::*;
 use unibus_raft_store::env::timeout;
 
-use crate::cluster::{Cluster, User, shard_of};
+use crate::cluster::{Cluster, User, add_user, identity, shard_of};
 use crate::net::HubEnv;
 
 /// A body that never ends.
@@ -110,6 +111,34 @@ async fn a_publish_stream_answers_in_order_and_survives_a_bad_request() {
     });
     assert_eq!(deliveries.collect::<Vec<_>>().await.into_iter().sum::<usize>(), 101);
     assert_eq!(cluster.service(2).counters().now().delivered, 101);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_takes_long_to_look_at_does_not_hold_up_the_answer_to_the_one_before() {
+    let cluster = Cluster::start(3).await;
+    let alice = cluster.user("alice", 3).await;
+    let stored = alice.create("ops.stored").await;
+    let ephemeral = alice.create_with("live.cpu", RoomPolicy::default()).await;
+    let there = cluster.service(3);
+    assert_ne!(there.shards().meta().leader(), Some(NodeId(3)), "it would not be held");
+    // A read barrier of meta waits at n3 for what does not come.
+    cluster.hub.hold(NodeId(3), GroupId::META);
+    let bob = add_user(&identity("bob"), UserRole::Member);
+    cluster.service(1).add_user(&Caller::Local, bob).await.unwrap();
+
+    let requests = [&stored, &ephemeral].map(|room| alice.publish_request(room, 1, &["m"]));
+    let requests = [1, 2].into_iter().zip(requests).map(|(request, rest)| PublishRequest { request, ..rest });
+    let mut client = MessageServiceClient::new(api::routes(there));
+    let requests: Vec<_> = requests.collect();
+    let answers = client.publish_stream(authorized(&alice, stream::iter(requests))).await.unwrap().into_inner();
+    let answers = answers.map(|answer| (answer.unwrap(), std::time::Instant::now()));
+    let answers: Vec<(PublishResponse, std::time::Instant)> = answers.collect().await;
+    let [(first, answered), (second, refused)] = answers.as_slice() else { panic!("{answers:?}") };
+    assert_eq!((first.request, &first.failure, first.outcomes.len()), (1, &None, 1));
+    let failure = second.failure.as_ref().expect("a refusal");
+    assert_eq!((second.request, failure.code.as_str()), (2, "NO_LEADER"), "{failure:?}");
+    let between = refused.duration_since(*answered);
+    assert!(between >= Duration::from_millis(500), "only {between:?} between the two answers");
 }
 
 /// The requests that a connection carries.

@@ -43,11 +43,6 @@ impl Hub {
         self.held.lock().unwrap().insert((node, group));
     }
 
-    /// The opposite.
-    pub fn release(&self, node: NodeId, group: GroupId) {
-        self.held.lock().unwrap().remove(&(node, group));
-    }
-
     fn is_cut(&self, nodes: [NodeId; 2]) -> bool {
         nodes.iter().any(|node| self.cut.lock().unwrap().contains(node))
     }
