@@ -95,6 +95,10 @@ fn notify<E: Env>(shards: &Shards<E>, registry: &Registry, group: GroupId, event
 
 /// Tells the members of a new room, as far as its shard has it here, so that their filters pick it up.
 fn announce<E: Env>(shards: &Shards<E>, registry: &Registry, group: GroupId, room: RoomId) {
+    // Whoever registers after this reads what is applied, and the room is.
+    if registry.count() == 0 {
+        return;
+    }
     let Ok(replica) = shards.group(group) else { return };
     for (user, _) in replica.view(|machine| machine.members(room, None, FOUNDERS_MAX)) {
         registry.to_user(&user, || Item::Member { room, is_member: true });

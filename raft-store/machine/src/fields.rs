@@ -3,10 +3,11 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use ed25519_dalek::VerifyingKey;
 use unibus_proto::code::ErrorCode;
 use unibus_proto::id::RoomId;
 use unibus_proto::v1::Reject;
+
+use crate::signatures;
 
 /// A reject with a code.
 pub(crate) fn reject(code: ErrorCode, message: impl Into<String>) -> Reject {
@@ -39,9 +40,11 @@ pub(crate) fn hash(bytes: &[u8], what: &str) -> Result<[u8; 32], Reject> {
 /// An Ed25519 key under which signatures can be trusted.
 pub(crate) fn public_key(bytes: &[u8], what: &str) -> Result<[u8; 32], Reject> {
     let key = hash(bytes, what)?;
-    match VerifyingKey::from_bytes(&key) {
-        Ok(point) if !point.is_weak() => Ok(key),
-        _ => Err(invalid(format!("{what}: found 32 bytes that are no usable Ed25519 public key; make a new identity"))),
+    match signatures::is_usable(&key) {
+        true => Ok(key),
+        false => {
+            Err(invalid(format!("{what}: found 32 bytes that are no usable Ed25519 public key; make a new identity")))
+        }
     }
 }
 

@@ -1,10 +1,11 @@
-//! Signatures that were found good are not computed again: an event is checked at admission, in meta and in
+//! Signatures and keys that were found good are not computed again: an event is checked at admission, in meta and in
 //! its shard, and each one carries the same device bundle. What is remembered is a digest over all that the
 //! answer depends on, so the answer is the same with and without it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
+use ed25519_dalek::VerifyingKey;
 use unibus_proto::id::ClusterId;
 use unibus_proto::signed::{Document, SignatureError, sha256};
 use unibus_proto::v1::Signed;
@@ -23,10 +24,32 @@ static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
 /// Checks that each of `keys` has signed the document, and decodes it.
 pub(crate) fn verify<D: Document>(cluster: ClusterId, signed: &Signed, keys: &[&[u8]]) -> Result<D, SignatureError> {
     let digest = digest::<D>(cluster, signed, keys);
-    if with_known(|known| known.digests.contains(&digest)) {
+    if is_known(&digest) {
         return signed.decode_unverified();
     }
     let document = signed.verify(cluster, keys)?;
+    remember(digest);
+    Ok(document)
+}
+
+/// Whether signatures can be trusted under an Ed25519 key: it is a point, and not one of small order.
+pub(crate) fn is_usable(key: &[u8; 32]) -> bool {
+    let digest = sha256(&[&b"key"[..], key].concat());
+    if is_known(&digest) {
+        return true;
+    }
+    let usable = VerifyingKey::from_bytes(key).is_ok_and(|point| !point.is_weak());
+    if usable {
+        remember(digest);
+    }
+    usable
+}
+
+fn is_known(digest: &[u8; 32]) -> bool {
+    with_known(|known| known.digests.contains(digest))
+}
+
+fn remember(digest: [u8; 32]) {
     with_known(|known| {
         if known.digests.insert(digest) {
             known.order.push_back(digest);
@@ -37,7 +60,6 @@ pub(crate) fn verify<D: Document>(cluster: ClusterId, signed: &Signed, keys: &[&
             known.digests.remove(&oldest);
         }
     });
-    Ok(document)
 }
 
 fn with_known<T>(read: impl FnOnce(&mut Known) -> T) -> T {
@@ -63,6 +85,17 @@ mod tests {
     use unibus_proto::v1::TokenClaims;
 
     use super::*;
+
+    #[test]
+    fn a_key_is_usable_or_not_however_often_it_is_asked_for() {
+        let weak = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let no_point = [2; 32];
+        for _ in 0..2 {
+            assert!(is_usable(SigningKey::from_bytes(&[1; 32]).verifying_key().as_bytes()));
+            assert!(!is_usable(&weak), "the identity element");
+            assert!(VerifyingKey::from_bytes(&no_point).is_err() && !is_usable(&no_point));
+        }
+    }
 
     #[test]
     fn what_was_good_stays_good_and_any_change_is_noticed() {
