@@ -69,6 +69,13 @@ struct State<E: Env> {
     failed: Option<(InstantOf<E>, String)>,
 }
 
+impl<E: Env> State<E> {
+    /// Why an allocation failed, if that is not long ago.
+    fn failed_lately(&self) -> Option<&String> {
+        self.failed.as_ref().filter(|(at, _)| at.elapsed() < FAILED_FOR).map(|(_, why)| why)
+    }
+}
+
 impl<E: Env> Space<E> {
     /// Of the file system that holds `dir`, as of now.
     pub async fn measure(env: E, dir: PathBuf, marks: SpaceMarks) -> Self {
@@ -128,7 +135,7 @@ impl<E: Env> Space<E> {
 
     /// Whether an allocation failed just now.
     pub fn has_failed(&self) -> bool {
-        self.state().failed.as_ref().is_some_and(|(at, _)| at.elapsed() < FAILED_FOR)
+        self.state().failed_lately().is_some()
     }
 
     /// Why this node takes no new messages.
@@ -148,8 +155,9 @@ impl<E: Env> Space<E> {
         }
         let (free, failed) = {
             let state = self.state();
-            (state.free_bytes, state.failed.as_ref().map(|(_, why)| why.clone()))
+            (state.free_bytes, state.failed_lately().cloned())
         };
+        // What is measured says more, where it says enough.
         let failed = failed.filter(|_| self.marks.level(free, SpaceLevel::Enough) < level);
         Some(match failed {
             Some(why) => format!("{why}; {REMEDY}"),
@@ -194,6 +202,8 @@ impl SpaceMarks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::timeout;
+    use crate::testing::{FREE_BYTES_FILE, TestEnv};
 
     #[test]
     fn a_mark_that_was_passed_holds_until_there_is_some_more() {
@@ -205,5 +215,28 @@ mod tests {
         };
         assert_eq!([at(800), at(799), at(899), at(900)].map(|level| level as u8), [0, 1, 1, 0]);
         assert_eq!([at(79), at(89), at(90), at(900)].map(|level| level as u8), [2, 2, 1, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_is_over_is_no_reason_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let leave = |bytes: u64| std::fs::write(dir.path().join(FREE_BYTES_FILE), bytes.to_string()).unwrap();
+        leave(79 << 20);
+        let marks = SpaceMarks { low_bytes: 800 << 20, reserve_bytes: 80 << 20 };
+        let space = Space::measure(TestEnv::new(1), dir.path().into(), marks).await;
+        // Above the mark, and not yet by an eighth of it.
+        leave(85 << 20);
+        space.look().await;
+        space.note_failure("no inode is left".into());
+        let why = space.refuses_entries().expect("it failed just now");
+        assert!(why.starts_with("no inode is left; free space"), "{why}");
+        let over = async {
+            while space.has_failed() {
+                sleep::<TestEnv>(PERIOD).await;
+            }
+        };
+        timeout::<TestEnv, _>(10 * FAILED_FOR, over).await.expect("it counts for a while only");
+        let why = space.refuses_entries().expect("there is less than is needed");
+        assert!(why.contains("has 85 MiB free, needed are 90 MiB"), "{why}");
     }
 }
