@@ -19,6 +19,8 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// After an allocation failed the disk counts as full for so long, whatever it says: there are quotas and
 /// inodes too.
 const FAILED_FOR: Duration = Duration::from_secs(1);
+/// What is refused is asked for again at once, and the log need not say so each time.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Free bytes below which a node takes less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,8 @@ struct State<E: Env> {
     level: SpaceLevel,
     /// An allocation that failed, and when.
     failed: Option<(InstantOf<E>, String)>,
+    /// When the log was told last of what did not fit.
+    told: Option<InstantOf<E>>,
 }
 
 impl<E: Env> State<E> {
@@ -79,7 +83,7 @@ impl<E: Env> State<E> {
 impl<E: Env> Space<E> {
     /// Of the file system that holds `dir`, as of now.
     pub async fn measure(env: E, dir: PathBuf, marks: SpaceMarks) -> Self {
-        let state = State { free_bytes: u64::MAX, level: SpaceLevel::Enough, failed: None };
+        let state = State { free_bytes: u64::MAX, level: SpaceLevel::Enough, failed: None, told: None };
         let space = Self { env, dir, marks, state: Mutex::new(state) };
         space.look().await;
         space
@@ -123,6 +127,11 @@ impl<E: Env> Space<E> {
         self.state().failed = Some((now::<E>(), why));
     }
 
+    /// The marks.
+    pub(crate) fn marks(&self) -> SpaceMarks {
+        self.marks
+    }
+
     /// Bytes that could be written when the disk was last looked at.
     pub fn free_bytes(&self) -> u64 {
         self.state().free_bytes
@@ -136,6 +145,22 @@ impl<E: Env> Space<E> {
     /// Whether an allocation failed just now.
     pub fn has_failed(&self) -> bool {
         self.state().failed_lately().is_some()
+    }
+
+    /// Refuses what takes `needed` bytes when they are not free now. The log says so too, now and then.
+    pub(crate) async fn check(&self, what: &str, needed: u64) -> Result<(), String> {
+        self.look().await;
+        let free = self.free_bytes();
+        if free >= needed {
+            return Ok(());
+        }
+        let refused = format!("no space for {what}: {}", self.lacks(free, needed));
+        let told = &mut self.state().told;
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            tracing::warn!("{refused}");
+            *told = Some(now::<E>());
+        }
+        Err(refused)
     }
 
     /// Why this node takes no new messages.
@@ -170,8 +195,12 @@ impl<E: Env> Space<E> {
             SpaceLevel::Reserve => self.marks.reserve_bytes,
             _ => self.marks.low_bytes,
         };
-        let needed = needed.saturating_add(needed / MARGIN);
-        format!("{} has {} MiB free, needed are {} MiB; {REMEDY}", self.dir.display(), free >> 20, needed >> 20)
+        self.lacks(free, needed.saturating_add(needed / MARGIN))
+    }
+
+    fn lacks(&self, free: u64, needed: u64) -> String {
+        let needed = needed.div_ceil(1 << 20);
+        format!("{} has {} MiB free, needed are {needed} MiB; {REMEDY}", self.dir.display(), free >> 20)
     }
 
     fn state(&self) -> MutexGuard<'_, State<E>> {
