@@ -89,7 +89,8 @@ fn takes_little(proposal: &Bytes) -> bool {
     Proposal::decode(proposal.clone()).is_ok_and(|proposal| proposal.command.is_some_and(|command| is_little(&command)))
 }
 
-fn is_little(command: &Command) -> bool {
+/// The same of a command.
+pub(super) fn is_little(command: &Command) -> bool {
     match command {
         Command::ClusterInit(_)
         | Command::UserChange(_)
