@@ -31,7 +31,7 @@ pub struct StoreSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_log_bytes: Option<u64>,
     /// At which a shard's segment is sealed: the same on all nodes, and never changed, because the
-    /// replicas cut by it.
+    /// replicas cut by it. The nodes refuse each other when it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segment_bytes: Option<u64>,
     /// Free bytes of the disk below which the node takes no new messages as a leader and gives its leaderships

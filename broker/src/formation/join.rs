@@ -15,6 +15,7 @@ use unibus_proto::peer::join_response::State;
 use unibus_raft_store::Group;
 use unibus_raft_store::env::{Env, sleep, timeout};
 use unibus_raft_store::identity::Promise;
+use unibus_raft_store::stream::SETTINGS;
 
 use super::{Formation, FormationError, PAUSE};
 use crate::members::{Members, join};
@@ -68,6 +69,9 @@ impl<E: Env> Formation<E> {
             match answer.map(|answer| (answer.state(), answer.message, answer.registry)) {
                 Ok((State::Accepted, _, registry)) => members.learn(registry.as_ref()),
                 Ok((State::Refused, why, _)) => {
+                    return Err(FormationError::Refused { node: self.identity.node, by: peer, why });
+                }
+                Err(why) if why.starts_with(SETTINGS) => {
                     return Err(FormationError::Refused { node: self.identity.node, by: peer, why });
                 }
                 Ok((_, why, _)) => drop(said.insert(peer, why)),
