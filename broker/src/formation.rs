@@ -20,7 +20,7 @@ use unibus_proto::peer::formation_response::State;
 use unibus_proto::peer::{FormationRequest, FormationResponse, FormationStream, stream_open::Purpose};
 use unibus_raft_store::env::{Env, FrameRx, FrameTx, Lane, sleep, timeout};
 use unibus_raft_store::identity::{IdentityError, Promise};
-use unibus_raft_store::stream::open_stream;
+use unibus_raft_store::stream::{SETTINGS, open_stream};
 use unibus_raft_store::types::Member;
 use unibus_raft_store::{Group, Identity};
 
@@ -199,11 +199,13 @@ impl<E: Env> Formation<E> {
 
     async fn await_formation(&self, groups: &[Group<E>], shards: &Shards<E>) -> Result<(), FormationError> {
         let initializer = self.describe(self.plan.initializer());
+        let mut refused = String::new();
         while !registered(shards) {
             match self.promise() {
                 None => {
-                    self.wait_for(Some(format!("{initializer} to ask for this node's promise")));
-                    self.refuse_if_formed().await?;
+                    self.wait_for(Some(format!("{initializer} to ask for this node's promise{refused}")));
+                    let said = self.refuse_if_formed().await?;
+                    refused = said.map_or_else(String::new, |why| format!(", but {why}"));
                 }
                 Some(_) if self.leads_members(shards) => {
                     let members = shards.meta().members().collect();
@@ -243,15 +245,18 @@ impl<E: Env> Formation<E> {
         Ok(())
     }
 
-    async fn refuse_if_formed(&self) -> Result<(), FormationError> {
+    /// Ends the node when a cluster has formed without it; answers who refuses it for its settings, and why.
+    async fn refuse_if_formed(&self) -> Result<Option<String>, FormationError> {
+        let mut refused = None;
         for (peer, answer) in self.ask_all(Bytes::new()).await {
-            let formed = matches!(answer.and_then(|answer| read_promise(&answer)), Ok(Said::Formed));
-            // While we asked, this node may have been asked, have promised, and have become a member.
-            if formed && self.promise().is_none() {
-                return Err(self.not_ours(peer));
+            match answer.and_then(|answer| read_promise(&answer)) {
+                // While we asked, this node may have been asked, have promised, and have become a member.
+                Ok(Said::Formed) if self.promise().is_none() => return Err(self.not_ours(peer)),
+                Err(why) if why.contains(SETTINGS) => drop(refused.get_or_insert(why)),
+                _ => {}
             }
         }
-        Ok(())
+        Ok(refused)
     }
 
     async fn ask_all(&self, initializer: Bytes) -> Vec<(NodeId, Result<FormationResponse, String>)> {

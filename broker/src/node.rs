@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, mpsc};
 use unibus_proto::id::NodeId;
 use unibus_raft_store::env::{Env, spawn, timeout};
 use unibus_raft_store::error::StoreError;
-use unibus_raft_store::identity::{DirectoryLock, IdentityError};
+use unibus_raft_store::identity::{Agreed, DirectoryLock, IdentityError};
 use unibus_raft_store::{Identity, Store, StoreConfig};
 
 use crate::formation::{Formation, FormationError};
@@ -86,6 +86,7 @@ impl<E: Env> Node<E> {
         let NodeConfig { node, plan, join, data_dir, store, version } = config;
         let (identity, lock) = Identity::open(&env, &data_dir, plan.cluster, node).await?;
         let store = StoreConfig { dir: data_dir.clone(), groups: plan.groups(), ..store };
+        let identity = identity.agreeing(Agreed::of(&store));
         let store = Store::open(env.clone(), identity, store).await?;
         let formation = Formation::load(env.clone(), data_dir.clone(), identity, plan.clone(), join).await?;
         let formation = Arc::new(formation);

@@ -16,8 +16,10 @@ use unibus_proto::id::{ClusterId, DirectoryId, NodeId};
 
 use crate::env::{Disk, DiskFile, Env, OpenMode, Rng, create_dir_durable, write_whole};
 
+mod agreed;
 mod text;
 
+pub use agreed::{Agreed, Differing};
 use text::Fields;
 
 /// The newest format of a data directory that this version reads and writes.
@@ -39,6 +41,8 @@ pub struct Identity {
     pub node: NodeId,
     /// The directory itself: another disk is another one.
     pub directory: DirectoryId,
+    /// What the other nodes must have the same; none where there is nobody to compare with.
+    pub agreed: Option<Agreed>,
 }
 
 /// Why a data directory is refused.
@@ -110,6 +114,18 @@ pub enum IdentityError {
         /// The directory.
         path: PathBuf,
     },
+    /// It was written with another value of a setting by which replicas are placed or cut.
+    #[error(
+        "data directory {path}: it was written with {} = {}, the node is started with {}; all nodes have the same for \
+         ever, or their replicas differ: set it back in node.toml",
+        setting.key, setting.one, setting.other
+    )]
+    OtherSetting {
+        /// The directory.
+        path: PathBuf,
+        /// The setting: what the directory has, and what was configured.
+        setting: Differing,
+    },
     /// A file in it does not hold what it must.
     #[error(
         "{file}: found {found}, expected {expected}; put a new node in its place: `unibus-node plan --add`, then \
@@ -163,6 +179,11 @@ impl Identity {
         Ok((found, lock))
     }
 
+    /// The same with what other nodes must have the same.
+    pub fn agreeing(self, agreed: Agreed) -> Self {
+        Self { agreed: Some(agreed), ..self }
+    }
+
     /// The identity in `dir`; none when the directory is blank. Refuses an identity without a WAL and
     /// the reverse.
     pub async fn load<E: Env>(env: &E, dir: &Path) -> Result<Option<Self>, IdentityError> {
@@ -194,7 +215,7 @@ impl Identity {
     async fn mint<E: Env>(env: &E, dir: &Path, cluster: ClusterId, node: NodeId) -> Result<Self, IdentityError> {
         let mut uuid = [0; 16];
         env.rng().fill(&mut uuid);
-        let identity = Self { cluster, node, directory: DirectoryId(uuid) };
+        let identity = Self { cluster, node, directory: DirectoryId(uuid), agreed: None };
         let mut fields = Fields::new("unibus-directory");
         fields.push("cluster", identity.cluster);
         fields.push("node", identity.node);
@@ -209,6 +230,7 @@ impl Identity {
             cluster: fields.take(file, "cluster", "a cluster id")?,
             node: NodeId(fields.take(file, "node", "a node id")?),
             directory: fields.take(file, "directory", "a directory id")?,
+            agreed: None,
         }))
     }
 }

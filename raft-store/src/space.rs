@@ -19,6 +19,8 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// After an allocation failed the disk counts as full for so long, whatever it says: there are quotas and
 /// inodes too.
 const FAILED_FOR: Duration = Duration::from_secs(1);
+/// What is refused is asked for again at once, and the log need not say so each time.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Free bytes below which a node takes less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +69,21 @@ struct State<E: Env> {
     level: SpaceLevel,
     /// An allocation that failed, and when.
     failed: Option<(InstantOf<E>, String)>,
+    /// When the log was told last of what did not fit.
+    told: Option<InstantOf<E>>,
+}
+
+impl<E: Env> State<E> {
+    /// Why an allocation failed, if that is not long ago.
+    fn failed_lately(&self) -> Option<&String> {
+        self.failed.as_ref().filter(|(at, _)| at.elapsed() < FAILED_FOR).map(|(_, why)| why)
+    }
 }
 
 impl<E: Env> Space<E> {
     /// Of the file system that holds `dir`, as of now.
     pub async fn measure(env: E, dir: PathBuf, marks: SpaceMarks) -> Self {
-        let state = State { free_bytes: u64::MAX, level: SpaceLevel::Enough, failed: None };
+        let state = State { free_bytes: u64::MAX, level: SpaceLevel::Enough, failed: None, told: None };
         let space = Self { env, dir, marks, state: Mutex::new(state) };
         space.look().await;
         space
@@ -116,6 +127,11 @@ impl<E: Env> Space<E> {
         self.state().failed = Some((now::<E>(), why));
     }
 
+    /// The marks.
+    pub(crate) fn marks(&self) -> SpaceMarks {
+        self.marks
+    }
+
     /// Bytes that could be written when the disk was last looked at.
     pub fn free_bytes(&self) -> u64 {
         self.state().free_bytes
@@ -128,7 +144,23 @@ impl<E: Env> Space<E> {
 
     /// Whether an allocation failed just now.
     pub fn has_failed(&self) -> bool {
-        self.state().failed.as_ref().is_some_and(|(at, _)| at.elapsed() < FAILED_FOR)
+        self.state().failed_lately().is_some()
+    }
+
+    /// Refuses what takes `needed` bytes when they are not free now. The log says so too, now and then.
+    pub(crate) async fn check(&self, what: &str, needed: u64) -> Result<(), String> {
+        self.look().await;
+        let free = self.free_bytes();
+        if free >= needed {
+            return Ok(());
+        }
+        let refused = format!("no space for {what}: {}", self.lacks(free, needed));
+        let told = &mut self.state().told;
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            tracing::warn!("{refused}");
+            *told = Some(now::<E>());
+        }
+        Err(refused)
     }
 
     /// Why this node takes no new messages.
@@ -148,8 +180,9 @@ impl<E: Env> Space<E> {
         }
         let (free, failed) = {
             let state = self.state();
-            (state.free_bytes, state.failed.as_ref().map(|(_, why)| why.clone()))
+            (state.free_bytes, state.failed_lately().cloned())
         };
+        // What is measured says more, where it says enough.
         let failed = failed.filter(|_| self.marks.level(free, SpaceLevel::Enough) < level);
         Some(match failed {
             Some(why) => format!("{why}; {REMEDY}"),
@@ -162,8 +195,12 @@ impl<E: Env> Space<E> {
             SpaceLevel::Reserve => self.marks.reserve_bytes,
             _ => self.marks.low_bytes,
         };
-        let needed = needed.saturating_add(needed / MARGIN);
-        format!("{} has {} MiB free, needed are {} MiB; {REMEDY}", self.dir.display(), free >> 20, needed >> 20)
+        self.lacks(free, needed.saturating_add(needed / MARGIN))
+    }
+
+    fn lacks(&self, free: u64, needed: u64) -> String {
+        let needed = needed.div_ceil(1 << 20);
+        format!("{} has {} MiB free, needed are {needed} MiB; {REMEDY}", self.dir.display(), free >> 20)
     }
 
     fn state(&self) -> MutexGuard<'_, State<E>> {
@@ -194,6 +231,8 @@ impl SpaceMarks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::timeout;
+    use crate::testing::{FREE_BYTES_FILE, TestEnv};
 
     #[test]
     fn a_mark_that_was_passed_holds_until_there_is_some_more() {
@@ -205,5 +244,28 @@ mod tests {
         };
         assert_eq!([at(800), at(799), at(899), at(900)].map(|level| level as u8), [0, 1, 1, 0]);
         assert_eq!([at(79), at(89), at(90), at(900)].map(|level| level as u8), [2, 2, 1, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_is_over_is_no_reason_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let leave = |bytes: u64| std::fs::write(dir.path().join(FREE_BYTES_FILE), bytes.to_string()).unwrap();
+        leave(79 << 20);
+        let marks = SpaceMarks { low_bytes: 800 << 20, reserve_bytes: 80 << 20 };
+        let space = Space::measure(TestEnv::new(1), dir.path().into(), marks).await;
+        // Above the mark, and not yet by an eighth of it.
+        leave(85 << 20);
+        space.look().await;
+        space.note_failure("no inode is left".into());
+        let why = space.refuses_entries().expect("it failed just now");
+        assert!(why.starts_with("no inode is left; free space"), "{why}");
+        let over = async {
+            while space.has_failed() {
+                sleep::<TestEnv>(PERIOD).await;
+            }
+        };
+        timeout::<TestEnv, _>(10 * FAILED_FOR, over).await.expect("it counts for a while only");
+        let why = space.refuses_entries().expect("there is less than is needed");
+        assert!(why.contains("has 85 MiB free, needed are 90 MiB"), "{why}");
     }
 }

@@ -14,7 +14,7 @@ use crate::env::{Disk, Duplex, Env, WatchReceiver, sleep, spawn};
 use crate::error::{StoreError, io_at};
 use crate::faults::Faults;
 use crate::group::{Group, Inner};
-use crate::identity::{Identity, WAL_DIR};
+use crate::identity::{Agreed, Identity, WAL_DIR};
 use crate::log::LogStore;
 use crate::network::{self, Network, Pace, StreamKind};
 use crate::replica::{CheckpointTurn, LogSynced, Replica, log_synced};
@@ -61,6 +61,8 @@ impl<E: Env> Store<E> {
     pub async fn open(env: E, identity: Identity, config: StoreConfig) -> Result<Self, StoreError> {
         let raft_config = Arc::new(config.raft_config(&identity)?);
         let wal = open_wal(&env, &identity, &config).await?;
+        let is_blank = (0..config.groups).all(|id| wal.group(GroupId(id)).state().last.is_none());
+        Agreed::of(&config).keep(&env, &config.dir, is_blank).await?;
         let faults = Faults::default();
         let build = Arc::new(Semaphore::new(1));
         let stop = Arc::new(Watched::<E, bool>::new(false));

@@ -9,12 +9,14 @@ use unibus_proto::id::{ClusterId, DirectoryId, NodeId};
 use unibus_proto::peer::{self, stream_open::Purpose};
 
 use crate::env::{Duplex, Env, FrameRx, FrameTx, Lane, Net, NetError, timeout};
-use crate::identity::Identity;
+use crate::identity::{Agreed, Differing, Identity};
 
 /// The version of the peer protocol.
 pub const PEER_VERSION: u32 = 1;
 /// A peer that says nothing for so long is not there.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// The stable word with which a node is refused whose settings are not those of the cluster.
+pub const SETTINGS: &str = "settings: ";
 
 /// Why a stream did not come about.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +92,7 @@ async fn open<E: Env>(
         node_id: identity.node.0,
         directory_id: identity.directory.to_bytes(),
         version: PEER_VERSION,
+        agreed: identity.agreed.map(Into::into),
         purpose: Some(purpose),
     };
     let handshake = async {
@@ -144,6 +147,15 @@ fn check_open(own: &Identity, peer: NodeId, open: peer::StreamOpen) -> Result<(D
     }
     if open.node_id != peer.0 || peer == own.node {
         return Err(format!("node: the certificate says node {peer}, the stream node {}", open.node_id));
+    }
+    // An earlier version does not say.
+    let theirs = open.agreed.map(Agreed::from);
+    if let Some(Differing { key, one, other }) = own.agreed.zip(theirs).and_then(|(own, theirs)| own.differs(theirs)) {
+        return Err(format!(
+            "{SETTINGS}{key} is {other} on node {peer}, {one} on node {}; all nodes have the same for ever, or their \
+             replicas differ: correct it in node.toml of the node that is wrong",
+            own.node
+        ));
     }
     let directory = DirectoryId::from_bytes(&open.directory_id).map_err(|e| format!("directory: {e}"))?;
     Ok((directory, open.purpose.ok_or("purpose: the stream does not say what for")?))

@@ -12,6 +12,8 @@ use lab::{Lab, LabEnv, SHARD, eventually};
 use unibus_proto::log::reply::Reply;
 use unibus_raft_store::StoreConfig;
 use unibus_raft_store::env::{Instant, now, sleep};
+use unibus_raft_store::space::SpaceMarks;
+use unibus_raft_store::testing::FREE_BYTES_FILE;
 use unibus_raft_store::wal::WalConfig;
 
 const ROOM: &str = "agent.scout.in";
@@ -146,4 +148,52 @@ async fn publishing_goes_on_while_a_slow_transfer_runs() {
     assert!(worst < Duration::from_secs(1), "a publish took {worst:?}");
     let index = fill(&lab, &ada, entry..entry + 1).await;
     lab.agree(SHARD, index).await;
+}
+
+/// Leaves so much on a node's disk.
+fn leave(lab: &Lab, node: u64, bytes: u64) {
+    std::fs::write(lab.dir_of(node).join(FREE_BYTES_FILE), bytes.to_string()).expect("written");
+}
+
+/// Waits until a snapshot was offered to a node without space, and again.
+async fn until_refused(lab: &Lab) {
+    let before = lab.hub.bulk_opened();
+    eventually("snapshots are refused", || (lab.hub.bulk_opened() >= before + 3).then_some(())).await;
+}
+
+async fn until_caught_up(lab: &Lab, ada: &Person, away: u64) {
+    std::fs::remove_file(lab.dir_of(away).join(FREE_BYTES_FILE)).expect("removed");
+    let index = fill(lab, ada, 90..91).await;
+    lab.agree(SHARD, index).await;
+}
+
+/// What cannot fit is not sent first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_does_not_fit_is_refused_before_a_byte_of_it_comes() {
+    let space = SpaceMarks { low_bytes: 1 << 20, reserve_bytes: 1 << 20 };
+    let (mut lab, ada, away) = one_is_away(StoreConfig { space, ..config() }).await;
+    // Enough to begin with, and for the tables; not for the files and the reserve as well.
+    leave(&lab, away, 20 << 20);
+    lab.start(away).await;
+    until_refused(&lab).await;
+    assert!(lab.hub.bulk_sent() < timeline_bytes() / 20, "{} bytes were sent", lab.hub.bulk_sent());
+    assert_eq!(lab.nodes[&away].group(SHARD).status().snapshot_index, 0);
+    until_caught_up(&lab, &ada, away).await;
+}
+
+/// What comes while others fill the disk stops at the reserve, and goes on from there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_stops_at_the_reserve() {
+    let space = SpaceMarks { low_bytes: 2 << 20, reserve_bytes: 1 << 20 };
+    let slow = StoreConfig { snapshot_bytes_per_second: 2 << 20, space, ..config() };
+    let (mut lab, ada, away) = one_is_away(slow).await;
+    lab.start(away).await;
+    eventually("the transfer runs", || (lab.hub.bulk_sent() > timeline_bytes() / 4).then_some(())).await;
+    leave(&lab, away, 0);
+    until_refused(&lab).await;
+    let sent = lab.hub.bulk_sent();
+    assert!(sent < timeline_bytes() * 3 / 4, "{sent} bytes were sent to a node without space");
+    until_caught_up(&lab, &ada, away).await;
+    let sent = lab.hub.bulk_sent();
+    assert!(sent < timeline_bytes() * 13 / 10, "{sent} bytes were sent: it began anew");
 }

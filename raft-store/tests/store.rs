@@ -17,8 +17,9 @@ use unibus_proto::peer;
 use unibus_proto::peer::stream_open::Purpose;
 use unibus_proto::v1::UserRole;
 use unibus_raft_store::env::{Env, FrameRx, FrameTx, Instant, Lane, Net, now, sleep, timeout};
+use unibus_raft_store::identity::Agreed;
 use unibus_raft_store::stream::{StreamError, accept_stream, open_stream, open_stream_to};
-use unibus_raft_store::{Identity, ProposeError};
+use unibus_raft_store::{Identity, ProposeError, StoreConfig};
 
 const ROOM: &str = "agent.scout.in";
 
@@ -113,7 +114,7 @@ async fn a_follower_that_was_away_gets_a_snapshot() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn snapshots_come_by_bytes_and_a_damaged_one_is_not_used() {
-    let mut lab = Lab::formed(unibus_raft_store::StoreConfig { snapshot_log_bytes: 20_000, ..Lab::small() }).await;
+    let mut lab = Lab::formed(StoreConfig { snapshot_log_bytes: 20_000, ..Lab::small() }).await;
     let ada = Person::new("ada");
     create_room(&lab, &ada).await;
     let index = publish_all(&lab, &ada, 1..401).await;
@@ -143,7 +144,7 @@ async fn snapshots_come_by_bytes_and_a_damaged_one_is_not_used() {
 async fn an_idle_group_does_not_hold_on_to_the_log() {
     let small = Lab::small();
     let wal = unibus_raft_store::wal::WalConfig { file_bytes: 32 << 10, ..small.wal.clone() };
-    let config = unibus_raft_store::StoreConfig { wal, snapshot_log_bytes: 8_000, ..small };
+    let config = StoreConfig { wal, snapshot_log_bytes: 8_000, ..small };
     let lab = Lab::formed(config).await;
     let ada = Person::new("ada");
     create_room(&lab, &ada).await;
@@ -296,6 +297,23 @@ async fn a_commit_index_that_is_told_without_asking_is_answered_only_when_it_is_
     futures::join!(serving, asking);
 }
 
+/// With another size it would cut its segments elsewhere, from the replay of its log on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_keeps_the_settings_that_its_replicas_were_made_with() {
+    let mut lab = Lab::formed(Lab::small()).await;
+    create_room(&lab, &Person::new("ada")).await;
+    lab.kill(2).await;
+    let made_with = lab.config.clone();
+    lab.config.segment_bytes *= 2;
+    let why = lab.try_start(2).await.expect_err("another size");
+    assert!(why.contains("written with store.segment_bytes = 16384, the node is started with 32768"), "{why}");
+    lab.config = StoreConfig { groups: 3, ..made_with.clone() };
+    let why = lab.try_start(2).await.expect_err("another number");
+    assert!(why.contains("written with cluster.shards = 1, the node is started with 2"), "{why}");
+    lab.config = made_with;
+    lab.start(2).await;
+}
+
 #[tokio::test]
 async fn a_stream_is_checked_before_anything_is_read() {
     let hub = Hub::default();
@@ -304,6 +322,7 @@ async fn a_stream_is_checked_before_anything_is_read() {
         cluster: ClusterId([cluster; 16]),
         node: NodeId(node),
         directory: DirectoryId([node as u8; 16]),
+        agreed: Some(Agreed { groups: 2, segment_bytes: 16 }),
     };
     let purpose = || Purpose::Control(peer::GroupStream { group: 0 });
     let exchange = async |from: Identity, expected: u8, known: bool| {
@@ -331,6 +350,16 @@ async fn a_stream_is_checked_before_anything_is_read() {
     assert!(opened.err().expect("unknown").to_string().contains("membership: unknown directory"));
     let (opened, _) = exchange(identity(1, CLUSTER.0[0]), 77, true).await;
     assert!(opened.err().expect("another disk").to_string().contains("has directory 0202"));
+    let (opened, _) =
+        exchange(identity(1, CLUSTER.0[0]).agreeing(Agreed { groups: 2, segment_bytes: 64 }), 2, true).await;
+    let refused = opened.err().expect("another size").to_string();
+    assert!(refused.contains("settings: store.segment_bytes is 64 on node 1, 16 on node 2"), "{refused}");
+    let (opened, _) =
+        exchange(identity(1, CLUSTER.0[0]).agreeing(Agreed { groups: 9, segment_bytes: 16 }), 2, true).await;
+    let refused = opened.err().expect("another number").to_string();
+    assert!(refused.contains("settings: cluster.shards is 8 on node 1, 1 on node 2"), "{refused}");
+    let (opened, _) = exchange(Identity { agreed: None, ..identity(1, CLUSTER.0[0]) }, 2, true).await;
+    assert!(opened.is_ok(), "an earlier version does not say");
     let gone = open_stream(&one, &identity(1, CLUSTER.0[0]), NodeId(5), purpose(), Lane::Control).await;
     assert!(matches!(gone, Err(StreamError::Net(_))));
 }

@@ -11,6 +11,12 @@ use super::ConfigError;
 /// Less than this is a mistake in the unit, not a size.
 const SIZE_MIN: u64 = 64 << 10;
 
+/// A reserve that is not named holds so many files of the log: the next one, and what checkpoints and snapshots
+/// take before the oldest goes back.
+const RESERVE_FILES: u64 = 2;
+/// A low mark that is not named is so many reserves: between the two, operators notice.
+const LOW_RESERVES: u64 = 4;
+
 /// Sizes of the store, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -25,15 +31,15 @@ pub struct StoreSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_log_bytes: Option<u64>,
     /// At which a shard's segment is sealed: the same on all nodes, and never changed, because the
-    /// replicas cut by it.
+    /// replicas cut by it. The nodes refuse each other when it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segment_bytes: Option<u64>,
     /// Free bytes of the disk below which the node takes no new messages as a leader and gives its leaderships
-    /// away.
+    /// away. At least four times the reserve unless it is named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_low_bytes: Option<u64>,
     /// Free bytes below which it takes no entries from other leaders either: kept for votes, checkpoints and
-    /// snapshots, without which the log cannot be cut.
+    /// snapshots, without which the log cannot be cut. Two files of the log at least unless it is named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_reserve_bytes: Option<u64>,
     /// At which the node sends snapshots to other nodes at most, all together, in bytes per second.
@@ -65,26 +71,39 @@ impl StoreSection {
             }
         }
         let defaults = StoreConfig::default();
-        let space = SpaceMarks {
-            low_bytes: self.disk_low_bytes.unwrap_or(defaults.space.low_bytes),
-            reserve_bytes: self.disk_reserve_bytes.unwrap_or(defaults.space.reserve_bytes),
-        };
-        if space.reserve_bytes > space.low_bytes {
-            return Err(ConfigError::Value {
-                key: "store.disk_reserve_bytes".into(),
-                found: space.reserve_bytes.to_string(),
-                expected: format!("at most store.disk_low_bytes, which is {}", space.low_bytes),
-            });
-        }
+        let wal = WalConfig { file_bytes: self.wal_file_bytes.unwrap_or(defaults.wal.file_bytes), ..defaults.wal };
+        let space = self.marks(wal.file_bytes, defaults.space)?;
         Ok(StoreConfig {
             space,
-            wal: WalConfig { file_bytes: self.wal_file_bytes.unwrap_or(defaults.wal.file_bytes), ..defaults.wal },
+            wal,
             checkpoint_log_bytes: self.checkpoint_log_bytes.unwrap_or(defaults.checkpoint_log_bytes),
             snapshot_log_bytes: self.snapshot_log_bytes.unwrap_or(defaults.snapshot_log_bytes),
             segment_bytes: self.segment_bytes.unwrap_or(defaults.segment_bytes),
             snapshot_bytes_per_second: self.snapshot_bytes_per_second.unwrap_or(defaults.snapshot_bytes_per_second),
             ..defaults
         })
+    }
+
+    /// The marks of a disk that fills up. What is not named follows from what is.
+    fn marks(&self, wal_file_bytes: u64, defaults: SpaceMarks) -> Result<SpaceMarks, ConfigError> {
+        let follows = |least: u64, of: u64, times| least.max(of.saturating_mul(times));
+        let reserve_bytes =
+            self.disk_reserve_bytes.unwrap_or(follows(defaults.reserve_bytes, wal_file_bytes, RESERVE_FILES));
+        let low_bytes = self.disk_low_bytes.unwrap_or(follows(defaults.low_bytes, reserve_bytes, LOW_RESERVES));
+        let wrong = |expected| {
+            let (key, found) = ("store.disk_reserve_bytes".into(), reserve_bytes.to_string());
+            Err(ConfigError::Value { key, found, expected })
+        };
+        if reserve_bytes < wal_file_bytes {
+            return wrong(format!(
+                "at least store.wal_file_bytes, which is {wal_file_bytes}: without room for another file of the log \
+                 not even a vote is written; leave it out, and it is {RESERVE_FILES} files or more"
+            ));
+        }
+        if reserve_bytes > low_bytes {
+            return wrong(format!("at most store.disk_low_bytes, which is {low_bytes}"));
+        }
+        Ok(SpaceMarks { low_bytes, reserve_bytes })
     }
 }
 
@@ -99,17 +118,37 @@ mod tests {
         assert_eq!(section.config().unwrap(), expected);
     }
 
-    #[test]
-    fn a_reserve_is_part_of_what_is_kept_free() {
-        let marks = |low, reserve| StoreSection {
-            disk_low_bytes: Some(low),
-            disk_reserve_bytes: Some(reserve),
+    fn marks(wal_file: Option<u64>, low: Option<u64>, reserve: Option<u64>) -> Result<(u64, u64), String> {
+        let section = StoreSection {
+            wal_file_bytes: wal_file,
+            disk_low_bytes: low,
+            disk_reserve_bytes: reserve,
             ..StoreSection::default()
         };
-        let space = marks(2 << 30, 1 << 30).config().unwrap().space;
-        assert_eq!((space.low_bytes, space.reserve_bytes), (2 << 30, 1 << 30));
-        let refused = marks(1 << 20, 2 << 20).config().unwrap_err().to_string();
+        let space = section.config().map_err(|error| error.to_string())?.space;
+        Ok((space.low_bytes, space.reserve_bytes))
+    }
+
+    #[test]
+    fn a_reserve_is_part_of_what_is_kept_free() {
+        assert_eq!(marks(None, Some(2 << 30), Some(1 << 30)), Ok((2 << 30, 1 << 30)));
+        let refused = marks(Some(1 << 20), Some(1 << 20), Some(2 << 20)).unwrap_err();
         assert!(refused.contains("store.disk_reserve_bytes: found 2097152"), "{refused}");
+    }
+
+    #[test]
+    fn a_reserve_holds_files_of_the_log_and_the_low_mark_some_reserves() {
+        let defaults = SpaceMarks::default();
+        assert_eq!(marks(None, None, None), Ok((defaults.low_bytes, defaults.reserve_bytes)));
+        assert_eq!(marks(Some(1 << 20), None, None), Ok((defaults.low_bytes, defaults.reserve_bytes)));
+        assert_eq!(marks(Some(256 << 20), None, None), Ok((2 << 30, 512 << 20)));
+        assert_eq!(marks(None, None, Some(1 << 30)), Ok((4 << 30, 1 << 30)));
+        assert_eq!(marks(Some(1 << 20), Some(96 << 20), Some(1 << 20)), Ok((96 << 20, 1 << 20)));
+        let refused = marks(None, None, Some((64 << 20) - 1)).unwrap_err();
+        assert!(
+            refused.contains("found 67108863, expected at least store.wal_file_bytes, which is 67108864"),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! admin has said so. Then the groups' leaders send it their logs, and it is ready when it votes in all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -11,8 +13,9 @@ use unibus_proto::id::{DirectoryId, NodeId};
 use unibus_proto::log::PlannedNode;
 use unibus_proto::peer::join_response::State;
 use unibus_raft_store::Group;
-use unibus_raft_store::env::{Env, sleep};
+use unibus_raft_store::env::{Env, sleep, timeout};
 use unibus_raft_store::identity::Promise;
+use unibus_raft_store::stream::SETTINGS;
 
 use super::{Formation, FormationError, PAUSE};
 use crate::members::{Members, join};
@@ -37,35 +40,55 @@ impl<E: Env> Formation<E> {
         Ok(())
     }
 
+    /// Asks each member on its own, again and again: one that says nothing for a while, perhaps the lost one in
+    /// whose place this node is to come, holds up neither the others nor what they answer.
     async fn ask_until_accepted(&self, members: &Members<E>) -> Result<(), FormationError> {
         let Some(own) = self.own() else { return Err(FormationError::OtherPlan(self.dir.clone())) };
-        // Accepted once and heard of by the log, it need not ask again after a restart.
+        let ask = async |peer, pause| {
+            sleep::<E>(pause).await;
+            (peer, join::ask(&self.env, &self.identity, peer, own.clone()).await)
+        };
+        // One question to each peer is on its way, or about to be asked.
+        let (mut asked, mut answers) = (BTreeSet::new(), FuturesUnordered::new());
         // What each member said last.
         let mut said = BTreeMap::new();
+        // Once accepted, it need not ask again after a restart: its own log tells it.
         while !members.has_us() {
-            let peers: Vec<NodeId> = members.present().into_keys().filter(|node| *node != self.identity.node).collect();
+            let peers: BTreeSet<NodeId> =
+                members.present().into_keys().filter(|node| *node != self.identity.node).collect();
             said.retain(|peer, _| peers.contains(peer));
-            let ask = async |peer| (peer, join::ask(&self.env, &self.identity, peer, own.clone()).await);
-            // One at a time as they come: a lost member, which may be why this node is here, keeps nobody waiting.
-            let mut answers: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
-            while let Some((peer, answer)) = answers.next().await {
-                match answer.map(|answer| (answer.state(), answer.message, answer.registry)) {
-                    Ok((State::Accepted, _, registry)) => {
-                        members.learn(registry.as_ref());
-                        break;
-                    }
-                    Ok((State::Refused, why, _)) => {
-                        return Err(FormationError::Refused { node: self.identity.node, by: peer, why });
-                    }
-                    Ok((_, why, _)) => drop(said.insert(peer, why)),
-                    Err(why) => drop(said.insert(peer, format!("{}: {why}", self.describe(peer)))),
-                }
-                let distinct: BTreeSet<&str> = said.values().map(String::as_str).collect();
-                self.wait_for(Some(distinct.into_iter().collect::<Vec<_>>().join("; ")));
+            for &peer in peers.iter().filter(|peer| asked.insert(**peer)) {
+                answers.push(ask(peer, Duration::ZERO));
             }
-            sleep::<E>(PAUSE).await;
+            let Some((peer, answer)) = self.next_answer(&mut answers).await else { continue };
+            if peers.contains(&peer) {
+                answers.push(ask(peer, PAUSE));
+            } else {
+                asked.remove(&peer);
+            }
+            match answer.map(|answer| (answer.state(), answer.message, answer.registry)) {
+                Ok((State::Accepted, _, registry)) => members.learn(registry.as_ref()),
+                Ok((State::Refused, why, _)) => {
+                    return Err(FormationError::Refused { node: self.identity.node, by: peer, why });
+                }
+                Err(why) if why.starts_with(SETTINGS) => {
+                    return Err(FormationError::Refused { node: self.identity.node, by: peer, why });
+                }
+                Ok((_, why, _)) => drop(said.insert(peer, why)),
+                Err(why) => drop(said.insert(peer, format!("{}: {why}", self.describe(peer)))),
+            }
+            let distinct: BTreeSet<&str> = said.values().map(String::as_str).collect();
+            self.wait_for(Some(distinct.into_iter().collect::<Vec<_>>().join("; ")));
         }
         Ok(())
+    }
+
+    /// The next answer; none when there is none for a while, as the log may know more by then.
+    async fn next_answer<T: Send>(&self, answers: &mut FuturesUnordered<impl Future<Output = T> + Send>) -> Option<T> {
+        if answers.is_empty() {
+            sleep::<E>(PAUSE).await;
+        }
+        timeout::<E, _>(PAUSE, answers.next()).await.flatten()
     }
 
     async fn vote_everywhere(&self, groups: &[Group<E>]) {

@@ -38,6 +38,7 @@ use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::peer::{Exchange, NodeError, node_request::Request, node_response::Response};
 use unibus_proto::v1::ConfigValue;
 use unibus_raft_store::env::{Clock, Duplex, Env, InstantOf, now, spawn};
+use unibus_raft_store::stream::SETTINGS;
 
 use crate::ephemeral::Ephemeral;
 use crate::fanout::{self, Registry};
@@ -155,7 +156,9 @@ impl<E: Env> Service<E> {
         let (nodes, heard) = (self.nodes().len(), self.peers_reachable() + 1);
         let is_majority = 2 * heard > nodes;
         self.inner.heard.fetch_or(is_majority, Ordering::Relaxed);
-        (!is_majority).then(|| format!("has heard from {heard} of {nodes} nodes, itself included; start the others"))
+        let others = self.shards().peers().refusals().into_iter().find(|why| why.contains(SETTINGS));
+        let remedy = others.unwrap_or_else(|| "start the others".into());
+        (!is_majority).then(|| format!("has heard from {heard} of {nodes} nodes, itself included; {remedy}"))
     }
 
     /// Tells what the node runs with, for `GetConfig`; the first call counts.

@@ -1,5 +1,8 @@
 //! Commands of a group that come at the same time share a log entry, as publishes do: alone, a command
 //! leaves at once; under load, what waits leaves together. So making many rooms costs few entries.
+//!
+//! What still passes when disks run full ([`space::is_little`]) has a lane of its own: in one entry with what
+//! is refused, a revocation would be refused with it, and behind it, it would wait for its refusal.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,10 +18,10 @@ use unibus_raft_store::env::{Env, InstantOf, now};
 
 use super::budget::Reserved;
 use super::propose::ANSWER_RESERVE;
-use super::{Shards, entries};
+use super::{Shards, entries, space};
 use crate::service::Failure;
 
-/// Entries of commands that one group has on the way from this node before commands wait for each other.
+/// Entries of a lane that one group has on the way from this node before commands wait for each other.
 const IN_FLIGHT_MAX: usize = 4;
 /// Commands whose deadlines are farther apart share no entry: it has the earliest one.
 const DEADLINES_APART_MAX: Duration = Duration::from_millis(200);
@@ -37,19 +40,27 @@ pub(super) struct Waiting<E: Env> {
 
 /// The entrance to a group's commands. The queue is bounded by the node's budget for commands, which is not
 /// the one for publishes: a revocation does not wait for a publisher.
-pub(super) struct Commands<E: Env>(mpsc::UnboundedSender<Waiting<E>>);
+pub(super) struct Commands<E: Env> {
+    little: mpsc::UnboundedSender<Waiting<E>>,
+    other: mpsc::UnboundedSender<Waiting<E>>,
+}
 
 impl<E: Env> Commands<E> {
-    /// The entrance and what its driver reads.
-    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Waiting<E>>) {
-        let (tx, rx) = mpsc::unbounded_channel();
-        (Self(tx), rx)
+    /// The entrance and what the drivers of its lanes read.
+    pub(super) fn new() -> (Self, [mpsc::UnboundedReceiver<Waiting<E>>; 2]) {
+        let ((little, littles), (other, others)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        (Self { little, other }, [littles, others])
+    }
+
+    fn lane(&self, command: &Command) -> &mpsc::UnboundedSender<Waiting<E>> {
+        if space::is_little(command) { &self.little } else { &self.other }
     }
 }
 
 impl<E: Env> Shards<E> {
     /// Gets a command committed, in an entry of its own or with others.
     pub(super) async fn submit(&self, group: GroupId, command: Command) -> Result<Committed, Failure> {
+        let lane = self.slot(group)?.commands.lane(&command);
         let proposal = Proposal { at_ms: 0, command: Some(command) };
         let bytes = proposal.encoded_len();
         let _reserved = self.inner.command_budget.reserve(bytes + OVERHEAD_BYTES)?;
@@ -57,7 +68,7 @@ impl<E: Env> Shards<E> {
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting { proposal, bytes, deadline, answer, _reserved };
         let stopping = || Failure::new(ErrorCode::Draining, "propose: this node is stopping; use another one");
-        self.slot(group)?.commands.0.send(waiting).map_err(|_| stopping())?;
+        lane.send(waiting).map_err(|_| stopping())?;
         answered.await.unwrap_or_else(|_| Err(stopping()))
     }
 }
@@ -77,7 +88,7 @@ fn next_entry<E: Env>(queue: &mut VecDeque<Waiting<E>>) -> Vec<Waiting<E>> {
     entry
 }
 
-/// Proposes the commands of one group, for ever.
+/// Proposes the commands of one lane of a group, for ever.
 pub(super) async fn drive<E: Env>(shards: Shards<E>, group: GroupId, waiting: mpsc::UnboundedReceiver<Waiting<E>>) {
     let take = |queue: &mut VecDeque<Waiting<E>>, in_flight| {
         // Whoever asked has gone: certainly nothing was proposed for him.

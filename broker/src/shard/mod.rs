@@ -69,8 +69,8 @@ impl<E: Env> Shards<E> {
         let mut runs = Vec::new();
         let slots = groups.into_iter().map(|group| {
             let (batcher, publishes) = Batcher::new();
-            let (commands, others) = Commands::new();
-            runs.push((publishes, others));
+            let (commands, lanes) = Commands::new();
+            runs.push((publishes, lanes));
             let (clock, barrier, handing_over) =
                 (LogClock::default(), Barrier::default(), tokio::sync::Mutex::default());
             Slot { group, clock, barrier, batcher, commands, handing_over }
@@ -80,9 +80,11 @@ impl<E: Env> Shards<E> {
         let (fitness, started) = (Fitness::default(), now::<E>());
         let inner = Inner { env, node, peers, slots, budget, command_budget, counters, fitness, started };
         let shards = Self { inner: Arc::new(inner) };
-        for (index, (publishes, others)) in (0..).zip(runs) {
+        for (index, (publishes, lanes)) in (0..).zip(runs) {
             spawn::<E>(batcher::drive(shards.clone(), GroupId(index), publishes));
-            spawn::<E>(commands::drive(shards.clone(), GroupId(index), others));
+            for lane in lanes {
+                spawn::<E>(commands::drive(shards.clone(), GroupId(index), lane));
+            }
         }
         spawn::<E>(tick::run(shards.clone()));
         spawn::<E>(leaders::run(shards.clone()));

@@ -90,10 +90,12 @@ impl<E: Env> Shards<E> {
         deadline: InstantOf<E>,
     ) -> Result<Committed, Failure> {
         let (mut hint, mut full_since) = (None, None);
+        // Why there is no space, as it was found last: with a leader or without one, that is the reason.
+        let mut full = None;
         loop {
             let left = deadline.saturating_duration_since(now::<E>());
             if left.is_zero() {
-                return Err(self.no_leader(group));
+                return Err(full.unwrap_or_else(|| self.no_leader(group)));
             }
             match self.attempt(group, &proposal, hint.take(), left).await {
                 Attempt::Done(committed) => return Ok(committed),
@@ -102,7 +104,7 @@ impl<E: Env> Shards<E> {
                 Attempt::Full(failure) if full_since.get_or_insert_with(now::<E>).elapsed() >= FULL_PATIENCE => {
                     return Err(failure);
                 }
-                Attempt::Full(_) => {}
+                Attempt::Full(failure) => full = Some(failure),
             }
             sleep::<E>(RETRY_PAUSE.min(left)).await;
         }
@@ -266,4 +268,65 @@ pub(crate) fn not_leader(leader: Option<NodeId>, node: NodeId) -> Response {
 /// A failure as one node tells another.
 pub(crate) fn node_error(failure: &Failure) -> Response {
     Response::Error(NodeError { code: failure.code.as_str().into(), message: failure.message.clone(), leader: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use ed25519_dalek::SigningKey;
+    use prost::Message;
+    use unibus_proto::id::ClusterId;
+    use unibus_proto::log::{Proposal, UserAdd};
+    use unibus_raft_store::StoreConfig;
+    use unibus_raft_store::space::SpaceLevel;
+    use unibus_raft_store::testing::{FREE_BYTES_FILE, TestEnv};
+
+    use super::*;
+    use crate::node::{Node, NodeConfig};
+    use crate::plan::{Plan, PlanNode};
+
+    async fn alone(dir: &Path) -> Node<TestEnv> {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let (peer_address, client_address) = ("peer:1".into(), "client:1".into());
+        let sign_key = key.verifying_key().to_bytes();
+        let node = PlanNode { id: NodeId(1), name: "n1".into(), peer_address, client_address, sign_key };
+        let plan = Plan { cluster: ClusterId([7; 16]), shards: 1, nodes: vec![node] };
+        let mut store = StoreConfig::default();
+        store.wal.file_bytes = 4 << 20;
+        let version = "test".into();
+        let config = NodeConfig { node: NodeId(1), plan, join: false, data_dir: dir.into(), store, version };
+        Box::pin(Node::start(TestEnv::new(1), config, key)).await.unwrap()
+    }
+
+    async fn until(what: &str, is_so: impl Fn() -> bool + Sync) {
+        let so = async {
+            while !is_so() {
+                sleep::<TestEnv>(RETRY_PAUSE).await;
+            }
+        };
+        timeout::<TestEnv, _>(Duration::from_secs(20), so).await.expect(what);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn p5_the_reason_of_a_full_disk_is_told_when_time_runs_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = alone(dir.path()).await;
+        until("the node forms a cluster", || node.not_ready().is_empty()).await;
+        let shards = node.service().shards().clone();
+        fs::write(dir.path().join(FREE_BYTES_FILE), (256_u64 << 20).to_string()).unwrap();
+        until("there is little space", || shards.meta().space().level() == SpaceLevel::Low).await;
+        let proposal = Proposal { at_ms: 0, command: Some(Command::UserAdd(UserAdd::default())) };
+        let proposal: Bytes = proposal.encode_to_vec().into();
+        // Before the leader is given up: no other one is likely to be found.
+        let deadline = now::<TestEnv>() + FULL_PATIENCE / 4;
+        let failure = shards.propose_until(GroupId::META, proposal, deadline).await.expect_err("there is no space");
+        assert_eq!(failure.code, ErrorCode::DiskFull, "{failure}");
+        assert!(
+            failure.message.contains("256 MiB free") && failure.message.contains("nothing was stored"),
+            "{failure}"
+        );
+        node.shutdown().await;
+    }
 }

@@ -84,13 +84,16 @@ impl<E: Env> Shards<E> {
 }
 
 /// Whether a proposal is one that operators need when disks run full: what lets retention remove messages, takes
-/// access away, or moves nodes. All of it is small, and not for clients to send at will.
+/// access away, or moves nodes. All of it is small, and rare in what clients send.
 fn takes_little(proposal: &Bytes) -> bool {
     Proposal::decode(proposal.clone()).is_ok_and(|proposal| proposal.command.is_some_and(|command| is_little(&command)))
 }
 
-fn is_little(command: &Command) -> bool {
+/// The same of a command.
+pub(super) fn is_little(command: &Command) -> bool {
     match command {
+        // Without new bundles it only ends devices, which is how a user locks out one that was stolen.
+        Command::DeviceListPut(put) => put.bundles.is_empty(),
         Command::ClusterInit(_)
         | Command::UserChange(_)
         | Command::RoomActivate(_)
@@ -109,7 +112,8 @@ fn is_little(command: &Command) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use unibus_proto::log::{CommandBatch, PublishBatch, Tick};
+    use unibus_proto::log::{CommandBatch, DeviceListPut, PublishBatch, Tick};
+    use unibus_proto::v1::Signed;
 
     use super::*;
 
@@ -125,5 +129,11 @@ mod tests {
         assert!(little(Command::CommandBatch(CommandBatch { commands: vec![tick(), tick()] })));
         let mixed = vec![tick(), Proposal { at_ms: 0, command: Some(publish) }];
         assert!(!little(Command::CommandBatch(CommandBatch { commands: mixed })));
+    }
+
+    #[test]
+    fn p6_a_device_can_be_ended_on_a_full_disk_but_none_added() {
+        let put = |bundles| Command::DeviceListPut(DeviceListPut { device_list: Some(Signed::default()), bundles });
+        assert!(little(put(vec![])) && !little(put(vec![Signed::default()])));
     }
 }

@@ -104,8 +104,14 @@ impl Cluster {
 
     /// A node that asks to be taken in.
     pub async fn join(&mut self, id: u64) -> Node<HubEnv> {
+        self.join_with(id, |_| {}).await
+    }
+
+    /// The same with another store.
+    pub async fn join_with(&mut self, id: u64, change: impl Fn(&mut StoreConfig)) -> Node<HubEnv> {
         let dir = tempfile::tempdir().unwrap();
-        let config = NodeConfig { join: true, ..node_config(NodeId(id), plan(id), dir.path()) };
+        let mut config = NodeConfig { join: true, ..node_config(NodeId(id), plan(id), dir.path()) };
+        change(&mut config.store);
         let node = Box::pin(Node::start(self.hub.env(NodeId(id)), config, sign_key(id))).await.unwrap();
         self.nodes.push(node.clone());
         self.dirs.push(dir);

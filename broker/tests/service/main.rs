@@ -14,6 +14,7 @@ mod orphan;
 mod publish;
 mod retention;
 mod rooms;
+mod settings;
 mod space;
 mod subscribe;
 mod verify;

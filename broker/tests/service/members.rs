@@ -149,6 +149,22 @@ async fn a_lost_node_is_replaced_under_load_while_the_reconciler_dies() {
     }
 }
 
+/// A member that answers nothing is asked for 3 s, and the others meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_hears_that_it_is_taken_in_while_a_member_says_nothing() {
+    let mut cluster = Cluster::start(3).await;
+    eventually("the nodes hear of each other", || (1..=3).all(|node| cluster.service(node).peers_reachable() == 2))
+        .await;
+    cluster.hub.mute(NodeId(3));
+    let new = cluster.join(4).await;
+    eventually("it says what it waits for", || new.not_ready().join("").contains("an admin to take it in")).await;
+    let add = AddNodeRequest { request_id: unique(16), node: "n4".into() };
+    cluster.service(1).add_node(&Caller::Local, add).await.unwrap();
+    let begun = now::<HubEnv>();
+    eventually("it is taken in", || !new.not_ready().join("").contains("an admin to take it in")).await;
+    assert!(begun.elapsed() < Duration::from_millis(1_500), "it heard of it after {:?}", begun.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_node_leads_nothing_until_it_is_undrained() {
     let cluster = Cluster::start(3).await;

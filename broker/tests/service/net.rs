@@ -25,6 +25,8 @@ pub struct Hub {
     inboxes: Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Opened>>>,
     cut: Mutex<BTreeSet<NodeId>>,
     held: Mutex<BTreeSet<(NodeId, GroupId)>>,
+    mute: Mutex<BTreeSet<NodeId>>,
+    unanswered: Mutex<Vec<Opened>>,
 }
 
 impl Hub {
@@ -41,6 +43,11 @@ impl Hub {
     /// No entries of a group reach the node any more, and nothing else is different.
     pub fn hold(&self, node: NodeId, group: GroupId) {
         self.held.lock().unwrap().insert((node, group));
+    }
+
+    /// Streams to the node are opened from now on, and it answers nothing on them.
+    pub fn mute(&self, node: NodeId) {
+        self.mute.lock().unwrap().insert(node);
     }
 
     fn is_cut(&self, nodes: [NodeId; 2]) -> bool {
@@ -108,6 +115,10 @@ impl Net for HubNet {
         let ((tx, their_rx), (their_tx, rx)) = (mpsc::channel(WINDOW), mpsc::channel(WINDOW));
         let half = |to, tx| HubTx { ends: [self.node, peer], to, hub: Arc::clone(&self.hub), tx, entries: None };
         let theirs = (self.node, (half(self.node, their_tx), HubRx(their_rx)));
+        if self.hub.mute.lock().unwrap().contains(&peer) {
+            self.hub.unanswered.lock().unwrap().push(theirs);
+            return Ok((half(peer, tx), HubRx(rx)));
+        }
         let inbox = self.hub.inboxes.lock().unwrap().get(&peer).cloned().ok_or_else(unreachable)?;
         inbox.send(theirs).map_err(|_| unreachable())?;
         Ok((half(peer, tx), HubRx(rx)))

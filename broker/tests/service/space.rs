@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use unibus_broker::service::Failure;
+use futures::future::{join, join_all};
+use unibus_broker::service::{Caller, Failure};
 use unibus_proto::code::{ErrorCode, Outcome};
 use unibus_proto::id::{GroupId, NodeId};
 use unibus_proto::limits::PROPOSE_PATIENCE;
@@ -12,7 +14,7 @@ use unibus_proto::v1::*;
 use unibus_raft_store::env::{Instant, now};
 use unibus_raft_store::testing::FREE_BYTES_FILE;
 
-use crate::cluster::{Cluster, User, earliest, eventually, shard_of};
+use crate::cluster::{Cluster, User, add_user, earliest, eventually, identity, shard_of, unique};
 use crate::net::HubEnv;
 
 /// Below the low mark, above the reserve.
@@ -97,6 +99,34 @@ async fn when_every_disk_is_low_messages_are_refused_and_the_rest_goes_on() {
     (1..=3).for_each(|node| leave(&cluster, node, None));
     eventually("all take messages", || cluster.nodes.iter().all(|node| node.not_ready().is_empty())).await;
     alice.publish(&room, 2, &["after"]).await.expect("the number was not used up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_revocation_passes_a_full_disk_among_commands_that_do_not() {
+    let cluster = Cluster::start(3).await;
+    let bob = cluster.user("bob", 1).await;
+    (1..=3).for_each(|node| leave(&cluster, node, Some(LOW)));
+    eventually("all are full", || cluster.nodes.iter().all(|node| !node.not_ready().is_empty())).await;
+    let service = cluster.service(1);
+    let users: Vec<_> = (0..64).map(|n| add_user(&identity(&format!("user{n}")), UserRole::Member)).collect();
+    let adding = users.into_iter().map(|user| service.add_user(&Caller::Local, user));
+    let revoke = RevokeUserRequest { request_id: unique(16), handle: bob.identity.handle.to_string() };
+    let are_answered = AtomicBool::new(false);
+    // More wait for an entry of meta than are on their way.
+    let added = async {
+        let added = join_all(adding).await;
+        are_answered.store(true, Ordering::Relaxed);
+        added
+    };
+    let revoked = async {
+        let revoked = service.revoke_user(&Caller::Local, revoke).await;
+        assert!(!are_answered.load(Ordering::Relaxed), "it waited for what is refused");
+        revoked
+    };
+    let (added, revoked) = join(added, revoked).await;
+    let code = |added: &Result<_, Failure>| added.as_ref().map(|_| ()).map_err(|failure| failure.code);
+    assert!(added.iter().all(|added| code(added) == Err(ErrorCode::DiskFull)), "users are refused");
+    assert_eq!(revoked.expect("what takes access away passes").status(), UserStatus::Revoked);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

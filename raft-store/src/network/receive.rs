@@ -81,25 +81,28 @@ async fn stage_and_receive<E: Env>(
     sender: &mut Sender<E>,
     manifest: Bytes,
 ) -> Result<SnapshotData, String> {
-    if let Some(why) = space.refuses_entries() {
-        return Err(format!("no space for a snapshot: {why}"));
-    }
+    refuse_when_full(space)?;
     let staging = Box::pin(sender.meanwhile(replica.snapshots.stage(manifest, &replica.segments))).await;
-    let data = Box::pin(receive(replica, &staging.map_err(text)?.map_err(text)?, sender)).await?;
-    check_space(space, &data).await?;
+    let staging = staging.map_err(text)?.map_err(text)?;
+    let (missing, tree) = (staging.missing_bytes().await.map_err(text)?, tree_bytes(staging.data()));
+    let above = space.marks().reserve_bytes.saturating_add(tree);
+    space.check("a snapshot and its tables above the reserve", missing.saturating_add(above)).await?;
+    let data = Box::pin(receive(replica, &staging, sender, space)).await?;
+    // The rows become a tree before the snapshot counts, and Raft ends when that fails: what it takes must be
+    // there before Raft hears of the snapshot.
+    space.check("the tables of a snapshot", tree).await?;
     Ok(data)
 }
 
-/// The rows of a snapshot become a tree before it counts, and Raft ends when that fails: what it takes must be
-/// there before Raft hears of the snapshot.
-async fn check_space<E: Env>(space: &Space<E>, data: &SnapshotData) -> Result<(), String> {
-    space.look().await;
+/// What remains below the reserve is not for what others send.
+fn refuse_when_full<E: Env>(space: &Space<E>) -> Result<(), String> {
+    space.refuses_entries().map_or(Ok(()), |why| Err(format!("no space for a snapshot: {why}")))
+}
+
+/// What the rows of a snapshot take as a tree.
+fn tree_bytes(data: &SnapshotData) -> u64 {
     let rows: u64 = data.rows.iter().map(|(file, _)| file.sum.length).sum();
-    let (needed, free) = (TREE_FACTOR * rows + TREE_BYTES_MIN, space.free_bytes());
-    if free >= needed {
-        return Ok(());
-    }
-    Err(format!("no space for the tables of a snapshot: {free} bytes are free, needed are {needed}"))
+    rows.saturating_mul(TREE_FACTOR).saturating_add(TREE_BYTES_MIN)
 }
 
 /// Receives the files that are missing, and verifies the whole.
@@ -107,12 +110,14 @@ async fn receive<E: Env>(
     replica: &Replica<E>,
     staging: &Staging<E>,
     sender: &mut Sender<E>,
+    space: &Space<E>,
 ) -> Result<SnapshotData, String> {
     let data = staging.data().clone();
     for (number, (path, sum)) in data.files().enumerate() {
         let has = sender.meanwhile(staging.has(path, sum)).await.map_err(text)?;
         if !has.map_err(text)? {
-            Box::pin(receive_file(replica, staging, sender, (number, path, sum))).await?;
+            let file = (number, path, sum);
+            Box::pin(receive_file((replica, space), staging, sender, file)).await?;
         }
     }
     // Segments of this node that belong to it: they may never have been synced.
@@ -121,7 +126,7 @@ async fn receive<E: Env>(
 }
 
 async fn receive_file<E: Env>(
-    replica: &Replica<E>,
+    (replica, space): (&Replica<E>, &Space<E>),
     staging: &Staging<E>,
     sender: &mut Sender<E>,
     (number, path, sum): (usize, &Path, FileSum),
@@ -136,6 +141,7 @@ async fn receive_file<E: Env>(
     sender.say(Request::Want(want)).await.map_err(text)?;
     let mut begun = false;
     while !(begun && file.is_full()) {
+        refuse_when_full(space)?;
         let chunk = sender.chunk().await.map_err(text)?;
         if !begun && chunk.offset <= file.length() {
             file.cut(chunk.offset)?;

@@ -106,6 +106,26 @@ impl<E: Env> Staging<E> {
         Ok(())
     }
 
+    /// Bytes that the disk has to take until all is there.
+    pub async fn missing_bytes(&self) -> Result<u64, StoreError> {
+        let mut missing = 0;
+        for (path, expected) in self.data.files().filter(|(path, _)| path.parent() == Some(&self.dir)) {
+            // What is there and wrong is written over.
+            let there = self.length(path).await?.max(self.length(&part_of(path)).await?);
+            missing += expected.length.saturating_sub(there);
+        }
+        Ok(missing)
+    }
+
+    /// Of a file; 0 when it is not there.
+    async fn length(&self, path: &Path) -> Result<u64, StoreError> {
+        if !self.env.disk().exists(path).await.map_err(io_at("look for", path))? {
+            return Ok(0);
+        }
+        let file = self.env.disk().open(path, OpenMode::Read).await.map_err(io_at("open", path))?;
+        file.len().await.map_err(io_at("measure", path))
+    }
+
     /// Whether a file is whole already: in its place, or received before.
     pub async fn has(&self, path: &Path, expected: FileSum) -> Result<bool, StoreError> {
         if path.parent() != Some(&self.dir) {

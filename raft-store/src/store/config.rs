@@ -40,7 +40,7 @@ impl Default for RaftTiming {
 pub struct StoreConfig {
     /// The node's data directory.
     pub dir: PathBuf,
-    /// Number of groups: shards + 1. Fixed when the cluster is formed.
+    /// Number of groups: shards + 1. Fixed when the cluster is formed ([`Agreed`](crate::identity::Agreed)).
     pub groups: u32,
     /// The write-ahead log.
     pub wal: WalConfig,
@@ -62,7 +62,7 @@ pub struct StoreConfig {
     pub tree_check_bytes: u64,
     /// The newest bytes of each shard's timeline that are kept in memory.
     pub timeline_tail_bytes: u64,
-    /// Segments are cut at this size, the same on all nodes for ever.
+    /// Segments are cut at this size, the same on all nodes for ever ([`Agreed`](crate::identity::Agreed)).
     pub segment_bytes: u64,
     /// Snapshots are sent to other nodes at this rate at most, all together: publishing goes on meanwhile.
     pub snapshot_bytes_per_second: u64,

@@ -18,6 +18,7 @@ pub struct Hub(Arc<Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Opened>>>>, Arc<
 #[derive(Default)]
 struct Bulk {
     sent: u64,
+    opened: u64,
     /// Streams break when so much was sent.
     limit: Option<u64>,
 }
@@ -40,6 +41,11 @@ impl Hub {
     /// Bytes sent over the bulk lane.
     pub fn bulk_sent(&self) -> u64 {
         self.1.lock().expect("no panic").sent
+    }
+
+    /// Streams opened on the bulk lane.
+    pub fn bulk_opened(&self) -> u64 {
+        self.1.lock().expect("no panic").opened
     }
 
     /// Lets `bytes` more pass on the bulk lane, then breaks every stream of it; none = all pass.
@@ -76,6 +82,9 @@ impl Net for MemNet {
         let inbox = self.hub.0.lock().expect("no panic").get(&peer).cloned().ok_or_else(unreachable)?;
         let ((here_tx, there_rx), (there_tx, here_rx)) = (mpsc::channel(16), mpsc::channel(16));
         let bulk = (lane == Lane::Bulk).then(|| self.hub.clone());
+        if let Some(hub) = &bulk {
+            hub.1.lock().expect("no panic").opened += 1;
+        }
         let tx = |sender| MemTx { sender: Some(sender), bulk: bulk.clone() };
         inbox.send((self.node, (tx(there_tx), MemRx(there_rx)))).map_err(|_| unreachable())?;
         Ok((tx(here_tx), MemRx(here_rx)))
