@@ -169,6 +169,9 @@ pub struct Away {
     /// MiB that are published while it is away.
     #[arg(long, default_value_t = 512)]
     pub log_mib: u64,
+    /// It does not come back: its disk is lost, and a new node takes its place with an empty one.
+    #[arg(long)]
+    pub replace: bool,
     /// How often it is killed while it catches up.
     #[arg(long, default_value_t = 3)]
     pub kills: u32,
@@ -195,6 +198,7 @@ impl Away {
         AwayConfig {
             seed: self.seed,
             log_bytes: self.log_mib << 20,
+            replace: self.replace,
             kills: self.kills,
             base_for: self.base_for,
             rate: self.rate,

@@ -1,5 +1,6 @@
-//! A follower is away while so much is published that the others have purged what it lacks. It comes back and
-//! is killed some times while it catches up by snapshot; publishing must not suffer.
+//! A follower is away while so much is published that the others have purged what it lacks. It comes back, or
+//! another one takes its place on an empty disk, and is killed some times while it catches up by snapshot;
+//! publishing must not suffer.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use unibus_proto::id::GroupId;
+use unibus_proto::v1::NodeState;
 
 use crate::invariants::Violation;
 use crate::real::fault::Deed;
@@ -27,6 +29,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// Entries behind that publishing makes at any time.
 const LEVEL: u64 = 200;
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(600);
+/// Until a node that was started is known to ask for being taken in.
+const TAKEN_IN_PATIENCE: Duration = Duration::from_secs(30);
 const DOWN: Duration = Duration::from_millis(300);
 /// Below the limit of a message.
 const BULK_BODY_BYTES_MAX: u64 = 960 << 10;
@@ -38,6 +42,8 @@ pub struct AwayConfig {
     pub seed: u64,
     /// Bytes that are published while the node is away.
     pub log_bytes: u64,
+    /// Whether a new node takes its place.
+    pub replace: bool,
     /// How often the node is killed while it catches up.
     pub kills: u32,
     /// How long publishing is measured before.
@@ -161,9 +167,12 @@ async fn play(config: &AwayConfig, stage: &mut Stage, report: &mut AwayReport) -
     let last = last_indices(stage).await;
     stage.act(AWAY, Deed::Kill).await?;
     fill(config, stage, report).await?;
+    let replaced = if config.replace { Some(stage.floor.mint_instead_of(AWAY).await?) } else { None };
+    // A new node has nothing.
+    let last = if config.replace { last.into_keys().map(|group| (group, 0)).collect() } else { last };
     report.groups_by_snapshot = needs_snapshot(stage, &last).await;
     eprintln!("{} bytes published; {} groups need a snapshot", report.log_bytes, report.groups_by_snapshot);
-    come_back(config, stage, &mut probe, report).await?;
+    come_back(config, stage, &mut probe, replaced, report).await?;
     report.violations = stage.take_broken();
     let allowed = report.before.p99_us as f64 * config.p99_factor_max;
     report.violations.extend(gap::judge(report.gap).err());
@@ -204,6 +213,7 @@ async fn come_back(
     config: &AwayConfig,
     stage: &mut Stage,
     probe: &mut Load,
+    replaced: Option<String>,
     report: &mut AwayReport,
 ) -> Result<(), String> {
     let groups = stage.floor.nodes[AWAY].data_dir().join("groups");
@@ -211,6 +221,9 @@ async fn come_back(
     probe.start();
     let (began, from) = (Instant::now(), stage.recorder.now_nanos());
     stage.act(AWAY, Deed::Start).await?;
+    if let Some(old) = &replaced {
+        take_in(stage, old).await?;
+    }
     for kill in 1..=config.kills {
         let wanted = report.log_bytes * u64::from(kill) / u64::from(config.kills + 1);
         while bytes_in(&groups).saturating_sub(had) < wanted && began.elapsed() < CATCH_UP_PATIENCE {
@@ -221,6 +234,10 @@ async fn come_back(
         eprintln!("killed with {} bytes received", bytes_in(&groups).saturating_sub(had));
         tokio::time::sleep(DOWN).await;
         stage.act(AWAY, Deed::Start).await?;
+    }
+    if let Some(old) = &replaced {
+        has_left(stage, old, began).await?;
+        stage.watch_again(AWAY).await?;
     }
     while !is_level(stage).await {
         if began.elapsed() > CATCH_UP_PATIENCE {
@@ -238,6 +255,34 @@ async fn come_back(
     report.gap = gap::longest(&stage.recorder.history(), from, to);
     eprintln!("caught up after {:?}: {:?}, gap {:?}", report.caught_up_after, report.during, report.gap);
     Ok(())
+}
+
+/// Has the cluster take in the new node, which it must have heard of, in place of the old one.
+async fn take_in(stage: &Stage, old: &str) -> Result<(), String> {
+    let (new, began) = (&stage.floor.nodes[AWAY].name, Instant::now());
+    while let Err(error) = stage.client().replace_node(old, new).await {
+        if began.elapsed() > TAKEN_IN_PATIENCE {
+            return Err(format!("replace {old} with {new}: {error}"));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Waits until the new node votes in every group and the old one has left them.
+async fn has_left(stage: &Stage, old: &str, began: Instant) -> Result<(), String> {
+    let new = &stage.floor.nodes[AWAY].name;
+    while began.elapsed() < CATCH_UP_PATIENCE {
+        if let Ok(all) = stage.client().list_nodes().await {
+            let find = |name: &str| all.nodes.iter().find(|node| node.name == name);
+            let votes = find(new).is_some_and(|node| node.groups_moved == node.groups && node.groups > 0);
+            if votes && find(old).is_none_or(|node| node.state() == NodeState::Removed) {
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Err(format!("{new} has not taken the place of {old} within {CATCH_UP_PATIENCE:?}"))
 }
 
 fn latency(stage: &Stage, from: u64, to: u64) -> Latency {

@@ -71,6 +71,7 @@ impl RealNode {
 pub struct Floor {
     /// The nodes, by id.
     pub nodes: Vec<RealNode>,
+    config: FloorConfig,
     identity: Identity,
     authority: PathBuf,
     scratch: TempDir,
@@ -87,22 +88,36 @@ impl Floor {
         for number in 1..=config.nodes {
             disks.push(LoopDisk::create(at, &format!("d{number}"), config.disk_bytes)?);
         }
-        let plan = at.join("plan");
+        let plan = plan_dir(at);
         write(&at.join("cluster.toml"), &cluster_file(config.shards, &disks, &ports))?;
         let mut command = Command::new(&config.binary);
         run(command.arg("plan").arg(at.join("cluster.toml")).arg("--out").arg(&plan)).await?;
         let mut nodes = Vec::new();
         for (number, (disk, port)) in (1..).zip(disks.into_iter().zip(&ports)) {
-            let name = format!("n{number}");
-            let folder = plan.join(&name);
-            append(&folder.join("node.toml"), &config.settings)?;
-            let program =
-                Program { binary: config.binary.clone(), folder, admin: format!("{LOOPBACK}:{}", port.admin) };
-            let address = format!("{LOOPBACK}:{}", port.client);
-            nodes.push(RealNode { id: NodeId(number), name, address, process: NodeProcess::new(program), disk });
+            nodes.push(node(config, &plan, number, port, disk)?);
         }
         let authority = plan.join("n1/client-ca.crt");
-        Ok(Self { nodes, identity: identity()?, authority, scratch })
+        Ok(Self { nodes, config: config.clone(), identity: identity()?, authority, scratch })
+    }
+
+    /// Mints a node in place of node number `at`, which does not run and whose disk is gone for good. The new one
+    /// is not started. Answers the name of the old one.
+    pub async fn mint_instead_of(&mut self, at: usize) -> Result<String, String> {
+        let (root, number) = (self.scratch.path(), self.nodes.iter().map(|node| node.id.0).max().unwrap_or(0) + 1);
+        let ports = Ports::free(1).map_err(|error| format!("find free ports: {error}"))?;
+        let disk = LoopDisk::create(root, &format!("d{number}"), self.config.disk_bytes)?;
+        let (plan, old) = (plan_dir(root), self.nodes[at].name.clone());
+        let mut command = Command::new(&self.config.binary);
+        command.arg("plan").arg("--out").arg(&plan).args(["--add", &name(number), "--replaces", &old]);
+        command.args(["--host", LOOPBACK]).arg("--data-dir").arg(data_dir(disk.path()));
+        for (flag, port) in
+            [("--peer-port", ports[0].peer), ("--client-port", ports[0].client), ("--admin-port", ports[0].admin)]
+        {
+            command.arg(flag).arg(port.to_string());
+        }
+        run(&mut command).await?;
+        self.nodes[at] = node(&self.config, &plan, number, &ports[0], disk)?;
+        Ok(old)
     }
 
     /// Starts all nodes, waits until the cluster serves, and adds the user.
@@ -143,6 +158,24 @@ impl Floor {
         self.scratch.disable_cleanup(true);
         self.scratch.path().to_owned()
     }
+}
+
+fn plan_dir(scratch: &Path) -> PathBuf {
+    scratch.join("plan")
+}
+
+fn name(number: u64) -> String {
+    format!("n{number}")
+}
+
+/// A node that the plan has, on its disk.
+fn node(config: &FloorConfig, plan: &Path, number: u64, port: &Ports, disk: LoopDisk) -> Result<RealNode, String> {
+    let (name, binary) = (name(number), config.binary.clone());
+    let folder = plan.join(&name);
+    append(&folder.join("node.toml"), &config.settings)?;
+    let program = Program { binary, folder, admin: format!("{LOOPBACK}:{}", port.admin) };
+    let address = format!("{LOOPBACK}:{}", port.client);
+    Ok(RealNode { id: NodeId(number), name, address, process: NodeProcess::new(program), disk })
 }
 
 /// Where a node keeps its data on its disk, whose root has `lost+found`.

@@ -13,7 +13,7 @@ use crate::invariants::{self, Violation};
 use crate::real::agreement;
 use crate::real::deeds::Doing;
 use crate::real::fault::{Deed, Timed};
-use crate::real::floor::{Floor, FloorConfig};
+use crate::real::floor::{Floor, FloorConfig, RealNode};
 use crate::real::inspect::{SegmentCheck, Watcher, converge};
 use crate::real::load::{Load, LoadConfig, create_rooms};
 use crate::real::reading::{self, NodeReader};
@@ -95,6 +95,18 @@ impl Stage {
         self.doing.act(at, deed, &mut self.floor, &self.watchers[at]).await
     }
 
+    /// A client of the cluster.
+    pub fn client(&self) -> &Client {
+        &self.clients[0]
+    }
+
+    /// Watches and reads node number `at` as it is now: another one took its place.
+    pub async fn watch_again(&mut self, at: usize) -> Result<(), String> {
+        let node = &self.floor.nodes[at];
+        (self.watchers[at], self.readers[at]) = watch(&self.floor, node).await?;
+        Ok(())
+    }
+
     /// Does what `deeds` says, each at its time.
     pub async fn play(&mut self, deeds: &[Timed]) -> Result<(), String> {
         self.doing.play(deeds, &mut self.floor, &self.watchers).await
@@ -172,14 +184,19 @@ impl Props {
             clients.push(floor.client(None).await?);
         }
         let rooms = create_rooms(&clients[0], PREFIX, rooms).await?;
-        let filter: SubjectFilter = format!("{PREFIX}.>").parse().map_err(|error| format!("filter: {error}"))?;
         let (mut watchers, mut readers) = (Vec::new(), Vec::new());
         for node in &floor.nodes {
-            let watcher = Watcher::new(node.id, &node.name, floor.client(Some(node)).await?);
-            watcher.lives(node.process.life());
+            let (watcher, reader) = watch(floor, node).await?;
             watchers.push(watcher);
-            readers.push(NodeReader::new(node.id, &node.name, floor.client(Some(node)).await?, &filter));
+            readers.push(reader);
         }
         Ok(Self { clients, rooms, watchers, readers })
     }
+}
+
+async fn watch(floor: &Floor, node: &RealNode) -> Result<(Watcher, NodeReader), String> {
+    let filter: SubjectFilter = format!("{PREFIX}.>").parse().map_err(|error| format!("filter: {error}"))?;
+    let watcher = Watcher::new(node.id, &node.name, floor.client(Some(node)).await?);
+    watcher.lives(node.process.life());
+    Ok((watcher, NodeReader::new(node.id, &node.name, floor.client(Some(node)).await?, &filter)))
 }
