@@ -12,7 +12,7 @@ use unibus_proto::log::{NodeGone, proposal::Command};
 use unibus_proto::peer::{
     MembershipChange, MembershipChanged, MembershipQuery, node_request::Request, node_response::Response,
 };
-use unibus_raft_store::env::{Env, sleep, timeout};
+use unibus_raft_store::env::{Env, Instant, InstantOf, now, sleep, timeout};
 use unibus_raft_store::membership::{GroupMembership, MembershipError, MembershipStep};
 
 use super::Members;
@@ -25,6 +25,8 @@ use crate::shard::propose::{node_error, not_leader};
 const PERIOD: Duration = Duration::from_millis(100);
 /// Between two looks while nothing does.
 const IDLE: Duration = Duration::from_millis(500);
+/// What is left to do changes with every entry that a learner gets: the log is told so often, and of each step.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// A leader that does not answer within this time is asked again in the next round.
 const ASK_PATIENCE: Duration = Duration::from_secs(2);
 /// A step is two committed entries; after this time its outcome is looked at anew.
@@ -32,11 +34,17 @@ const STEP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reconciles for ever, while this node leads meta.
 pub async fn run<E: Env>(members: Arc<Members<E>>, service: Service<E>) {
+    let mut told: Option<InstantOf<E>> = None;
     loop {
         let moving = round(&members, service.shards()).await;
         let pause = if moving.is_empty() { IDLE } else { PERIOD };
         if members.moving() != moving {
-            moving.iter().for_each(|what| tracing::info!(what, "membership"));
+            if moving.is_empty() {
+                told = None;
+            } else if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+                moving.iter().for_each(|what| tracing::info!(what, "membership: left to do"));
+                told = Some(now::<E>());
+            }
             members.set_moving(moving);
         }
         sleep::<E>(pause).await;

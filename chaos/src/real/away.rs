@@ -219,6 +219,7 @@ async fn come_back(
     let groups = stage.floor.nodes[AWAY].data_dir().join("groups");
     let had = bytes_in(&groups);
     probe.start();
+    tokio::time::sleep(WARM_UP).await;
     let (began, from) = (Instant::now(), stage.recorder.now_nanos());
     stage.act(AWAY, Deed::Start).await?;
     if let Some(old) = &replaced {
@@ -254,6 +255,10 @@ async fn come_back(
     report.during = latency(stage, from, to);
     report.gap = gap::longest(&stage.recorder.history(), from, to);
     eprintln!("caught up after {:?}: {:?}, gap {:?}", report.caught_up_after, report.during, report.gap);
+    eprintln!(
+        "slow moments, since the node started: {}",
+        slow_moments(stage, from, to, report.during.p99_us).join(", ")
+    );
     Ok(())
 }
 
@@ -283,6 +288,23 @@ async fn has_left(stage: &Stage, old: &str, began: Instant) -> Result<(), String
         tokio::time::sleep(POLL).await;
     }
     Err(format!("{new} has not taken the place of {old} within {CATCH_UP_PATIENCE:?}"))
+}
+
+/// When publishes began that took longer than `above_us`: those of the same tenth of a second together.
+fn slow_moments(stage: &Stage, from: u64, to: u64, above_us: u64) -> Vec<String> {
+    let history = stage.recorder.history();
+    let mut moments: BTreeMap<u64, (usize, u64)> = BTreeMap::new();
+    for (publish, at, _) in history.acked().filter(|(publish, ..)| (from..to).contains(&publish.began)) {
+        let took_ms = (at - publish.began) / 1_000_000;
+        if took_ms * 1_000 >= above_us {
+            let (count, longest) = moments.entry((publish.began - from) / 100_000_000).or_default();
+            (*count, *longest) = (*count + 1, took_ms.max(*longest));
+        }
+    }
+    let told = moments
+        .into_iter()
+        .map(|(tenth, (count, longest))| format!("{:.1} s: {count} of up to {longest} ms", tenth as f64 / 10.0));
+    told.collect()
 }
 
 fn latency(stage: &Stage, from: u64, to: u64) -> Latency {
