@@ -2,6 +2,7 @@
 //! absent object, through the gRPC adapters, against a policy written by hand (`policy.txt`).
 
 mod policy;
+mod streams;
 mod wire;
 mod world;
 

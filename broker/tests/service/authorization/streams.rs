@@ -1,8 +1,8 @@
 //! Streams that are open while the right goes away: what they answer next, by the design's fences.
 
 use bytes::Bytes;
-use futures::channel::mpsc::{self, UnboundedSender};
 use futures::StreamExt;
+use futures::channel::mpsc::{self, UnboundedSender};
 use prost::Message;
 use tonic::codec::Streaming;
 use unibus_broker::api;
@@ -41,8 +41,17 @@ async fn lose(host: &User, bob: &User, room: &Room, loss: Loss) {
     match loss {
         Loss::Removed => drop(host.change(room, &bob.identity, None).await),
         Loss::MadeReader => {
-            host.change(room, &bob.identity, None).await;
-            host.change(room, &bob.identity, Some(RoomRole::Reader)).await;
+            let newest = host.get(room).await.unwrap();
+            let event = RosterEvent {
+                room_id: newest.room_id,
+                height: newest.roster_height + 1,
+                previous_hash: newest.roster_hash,
+                subject_user: bob.identity.handle.to_string(),
+                role: RoomRole::Reader.into(),
+                ..host.event(RosterOp::Role)
+            };
+            let (event, actor) = host.sign(&event);
+            host.service.append_roster(&host.caller, AppendRosterRequest { event, actor }).await.unwrap();
         }
         Loss::UserRevoked => {
             let revoke = RevokeUserRequest { request_id: unique(16), handle: bob.identity.handle.to_string() };
