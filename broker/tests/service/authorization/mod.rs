@@ -83,3 +83,29 @@ async fn a_room_that_one_may_not_read_answers_byte_for_byte_as_one_that_is_not_t
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handles_and_subjects_with_path_tricks_are_refused_as_invalid() {
+    use unibus_proto::v1::{CreateRoomRequest, GetRoomRequest, GetUserRequest, SubscribeRequest};
+    let world = World::new().await;
+    for name in ["../host", "a/b", "/etc/passwd", "a\\b", "..", "a..b", "a\0b", "a%2fb", "a b", "a\nb", "\u{202e}a", ""]
+    {
+        let room = Some(crate::cluster::by_subject(name));
+        let handle_too = !matches!(name, "a..b");
+        let CreateRoomRequest { event, actor } = world.host.create_request(name);
+        let requests = [
+            ("RoomService/GetRoom", GetRoomRequest { room }.encode_to_vec()),
+            ("RoomService/CreateRoom", CreateRoomRequest { event, actor }.encode_to_vec()),
+            (
+                "MessageService/Subscribe",
+                SubscribeRequest { filter: name.into(), ..Default::default() }.encode_to_vec(),
+            ),
+            ("UserService/GetUser", GetUserRequest { handle: name.into() }.encode_to_vec()),
+        ];
+        let credential = wire::Credential::Token(world.host.token.clone());
+        for (rpc, request) in requests.into_iter().filter(|(rpc, _)| handle_too || !rpc.starts_with("User")) {
+            let answer = wire::call(&world.routes, rpc, &credential, request.into()).await;
+            assert_eq!(code(rpc, &answer), "INVALID", "{rpc} of {name:?}: {answer:?}");
+        }
+    }
+}
