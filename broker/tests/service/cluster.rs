@@ -201,7 +201,7 @@ impl User {
         Self { service, caller, ..self.clone() }
     }
 
-    fn event(&self, op: RosterOp) -> RosterEvent {
+    pub fn event(&self, op: RosterOp) -> RosterEvent {
         RosterEvent {
             op: op.into(),
             actor_user: self.identity.handle.to_string(),
@@ -212,7 +212,7 @@ impl User {
         }
     }
 
-    fn sign(&self, event: &RosterEvent) -> (Option<Signed>, Option<ActorProof>) {
+    pub fn sign(&self, event: &RosterEvent) -> (Option<Signed>, Option<ActorProof>) {
         let signed = Signed::sign(CLUSTER, event, &[&self.identity.device_key]);
         (Some(signed), Some(self.identity.actor_proof(CLUSTER)))
     }
@@ -300,7 +300,7 @@ pub fn latest() -> start_from::From {
     start_from::From::Latest(Latest {})
 }
 
-fn fingerprint(identity: &Identity) -> Bytes {
+pub fn fingerprint(identity: &Identity) -> Bytes {
     Bytes::copy_from_slice(&sha256(identity.user_key.verifying_key().as_bytes()))
 }
 

@@ -40,7 +40,7 @@ fn bursts(subject: &str, numbered: &[(u64, &str)]) -> Vec<(String, u64, String)>
 }
 
 /// The list after the user's first one: his only device is revoked.
-fn revoke_device(user: &User) -> PublishDeviceListRequest {
+pub fn revoke_device(user: &User) -> PublishDeviceListRequest {
     let (first, _) = user.identity.device_list(CLUSTER);
     let ended = EndedDevice { device_id: user.identity.device_id().to_bytes(), reason: DeviceEnd::Revoked.into() };
     let list = DeviceList {

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "these tests run on tokio, not in the simulator")]
 
 mod auth;
+mod authorization;
 mod cluster;
 mod ephemeral;
 mod failover;
