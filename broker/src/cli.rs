@@ -193,4 +193,22 @@ mod tests {
         let Command::Run(run) = cli.expect("parsed").command else { panic!("another command") };
         assert_eq!(run.overrides(), [("listen.admin".to_owned(), "127.0.0.1:1".to_owned())]);
     }
+
+    #[test]
+    fn no_option_takes_a_secret_and_one_that_is_offered_is_refused_and_not_repeated() {
+        fn names(command: &clap::Command) -> Vec<String> {
+            let own = command.get_arguments().map(|argument| argument.get_id().to_string());
+            own.chain(command.get_subcommands().flat_map(names)).collect()
+        }
+        let words = ["password", "passphrase", "secret", "token", "private"];
+        for name in names(&Cli::command()) {
+            assert!(words.iter().all(|word| !name.contains(word)), "--{name} would put a secret into argv");
+        }
+        for word in words {
+            let offered = format!("--{word}=hunter2");
+            let refused = Cli::try_parse_from(["unibus-node", "run", "--config", "f", &offered]).expect_err("a secret");
+            assert_eq!(refused.kind(), clap::error::ErrorKind::UnknownArgument);
+            assert!(!refused.to_string().contains("hunter2"), "{refused}");
+        }
+    }
 }
